@@ -1,0 +1,29 @@
+"""MM1 and MM1.5 as a first-class Hugging Face model. Importing the package registers it with transformers."""
+
+from .configuration_mm1 import MM1Config, MM1ConnectorConfig, MM1TextConfig, preset_names
+from .image_processing_mm1 import MM1ImageProcessor
+from .modeling_mm1 import MM1ForConditionalGeneration, MM1Model, MM1PreTrainedModel
+from .modeling_mm1_text import MM1TextForCausalLM, MM1TextModel, MM1TextPreTrainedModel
+from .processing_mm1 import MM1Processor
+from .registration import register
+
+
+__version__ = "0.1.0"
+
+register()
+
+__all__ = [
+    "MM1Config",
+    "MM1ConnectorConfig",
+    "MM1ForConditionalGeneration",
+    "MM1ImageProcessor",
+    "MM1Model",
+    "MM1PreTrainedModel",
+    "MM1Processor",
+    "MM1TextConfig",
+    "MM1TextForCausalLM",
+    "MM1TextModel",
+    "MM1TextPreTrainedModel",
+    "preset_names",
+    "register",
+]

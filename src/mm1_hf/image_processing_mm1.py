@@ -1,0 +1,440 @@
+"""Images into flat tiles for MM1, with torch and Pillow alone: torchvision need not be installed."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_transforms import convert_to_rgb
+from transformers.image_utils import (
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+)
+from transformers.processing_utils import ImagesKwargs, Unpack
+
+from .tiling import ImageLayout, TilingConfig, image_layout, sample_layouts
+
+# Pillow's filter numbers, which transformers saves, to the modes of torch's interpolate that match them.
+_INTERPOLATION_MODES = {
+    PILImageResampling.NEAREST: "nearest-exact",
+    PILImageResampling.BILINEAR: "bilinear",
+    PILImageResampling.BICUBIC: "bicubic",
+}
+
+
+class MM1ImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    image_splitting (`str`, *optional*, defaults to `"dynamic"`):
+        `"none"`, `"static"` (a fixed square grid) or `"dynamic"` (the grid that suits the image).
+    static_grid (`int`, *optional*, defaults to 2):
+        Rows and columns of the fixed grid.
+    min_tiles (`int`, *optional*, defaults to 4):
+        Fewest tiles of a dynamic grid, the overview not counted.
+    max_tiles (`int`, *optional*, defaults to 9):
+        Most tiles of a dynamic grid, the overview not counted.
+    overview_position (`str`, *optional*, defaults to `"after"`):
+        Whether the overview comes `"before"` or `"after"` the tiles.
+    position_indicators (`str`, *optional*, defaults to `"none"`):
+        What text tells a tile's position: `"none"`, `"index"` or `"seps"`. It changes the text, not the pixels.
+    max_split_images (`int`, *optional*, defaults to 2):
+        A sample of more images than this has none of them split.
+    split_last (`int`, *optional*):
+        Split the last so many images of each sample, however many it holds.
+    whole_image_resize (`str`, *optional*, defaults to `"squash"`):
+        Whether a whole image meets a square by `"squash"` or, its aspect ratio kept, by `"pad"`.
+    pad_position (`str`, *optional*, defaults to `"center"`):
+        Where an image stands in the canvas it does not fill: `"center"` or `"top_left"`.
+    pad_value (`int` or `list[int]`, *optional*):
+        Colour of the padding, 0 to 255, one number or one per channel. By default the image mean.
+    crop_to_patches (`bool`, *optional*):
+        Asks for `num_patches`, under the name TRL's trainers use.
+    return_num_patches (`bool`, *optional*):
+        Asks for `num_patches`, the number of tiles of each image.
+    """
+
+    image_splitting: Literal["none", "static", "dynamic"]
+    static_grid: int
+    min_tiles: int
+    max_tiles: int
+    overview_position: Literal["before", "after"]
+    position_indicators: Literal["none", "index", "seps"]
+    max_split_images: int
+    split_last: int | None
+    whole_image_resize: Literal["squash", "pad"]
+    pad_position: Literal["center", "top_left"]
+    pad_value: int | list[int] | tuple[int, ...] | None
+    crop_to_patches: bool | None
+    return_num_patches: bool | None
+
+
+class MM1ImageProcessor(BaseImageProcessor):
+    """Cuts images into tiles of the encoder's size, as MM1 and MM1.5 do (dynamic image splitting).
+
+    `pixel_values` is `(total_tiles, channels, tile, tile)` in float32, the tiles of all images of the batch one after
+    the other, in the reading order of their placeholders; nothing is padded to a common number of tiles. A nested
+    list of images holds one inner list per sample, which may be empty; in a flat list every image is a sample of its
+    own. That matters, since an image is split only in a sample of few images.
+
+    Images are resized as 8-bit pixels. Float images must lie in 0..1 and are first brought to 8 bits by rounding
+    `255 * x`. Transparency is laid over white, as transformers does. With `do_resize=False` nothing is split and every
+    image must already be of the tile's size.
+
+    Settings are those of `MM1ImageProcessorKwargs`, each of which can also be given per call; `size` is the tile's
+    size and must be square. Cropping and batch padding (`do_center_crop`, `do_pad`) are not part of MM1 and have no
+    effect.
+
+    Raises:
+        ValueError: If a setting cannot be used.
+    """
+
+    valid_kwargs = MM1ImageProcessorKwargs
+    model_input_names = ["pixel_values"]
+
+    do_convert_rgb = True
+    do_resize = True
+    size = {"height": 672, "width": 672}
+    resample = PILImageResampling.BICUBIC
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    image_splitting = "dynamic"
+    static_grid = 2
+    min_tiles = 4
+    max_tiles = 9
+    overview_position = "after"
+    position_indicators = "none"
+    max_split_images = 2
+    split_last = None
+    whole_image_resize = "squash"
+    pad_position = "center"
+    pad_value = None
+
+    def __init__(self, **kwargs: Unpack[MM1ImageProcessorKwargs]):
+        super().__init__(**kwargs)
+        self._set_attributes(**kwargs)
+        # A wrong setting should be told where it is written, not at the first image.
+        self.tiling_config()
+        self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
+
+    @property
+    def backend(self) -> str:
+        """`str`: transformers' key for image processors that need no torchvision."""
+        return "pil"
+
+    def tiling_config(self, **kwargs: Any) -> TilingConfig:
+        """The settings of `mm1_hf.tiling` that this processor stands for.
+
+        Args:
+            kwargs: Settings that replace this processor's own; those that do not bear on tiling are ignored.
+
+        Returns:
+            `TilingConfig`: The settings.
+
+        Raises:
+            ValueError: If a setting cannot be used, or `size` is not square.
+        """
+
+        def setting(name: str) -> Any:
+            return kwargs.get(name, getattr(self, name))
+
+        size = self._standardize_kwargs(size=setting("size"), default_to_square=True)["size"]
+        if size.height is None or size.height != size.width:
+            raise ValueError(
+                f"size is {dict(size)}; tiles are square: set it to one side in pixels, such as "
+                '{"height": 672, "width": 672}.'
+            )
+        return TilingConfig(
+            tile_size=size.height,
+            splitting=setting("image_splitting") if setting("do_resize") else "none",
+            static_grid=setting("static_grid"),
+            min_tiles=setting("min_tiles"),
+            max_tiles=setting("max_tiles"),
+            overview=setting("overview_position"),
+            indicators=setting("position_indicators"),
+            max_split_images=setting("max_split_images"),
+            split_last=setting("split_last"),
+            whole_image_resize=setting("whole_image_resize"),
+        )
+
+    def image_sizes(
+        self, images: ImageInput | Sequence[Any], input_data_format: ChannelDimension | str | None = None
+    ) -> list[list[tuple[int, int]]]:
+        """Sizes of images, without decoding or changing a pixel.
+
+        Args:
+            images (`ImageInput`): What `preprocess` takes.
+            input_data_format (`ChannelDimension` or `str`, *optional*): Where arrays hold their channels; inferred
+                by default.
+
+        Returns:
+            `list[list[tuple[int, int]]]`: `(height, width)` in pixels of each image, one inner list per sample.
+
+        Raises:
+            ValueError: If an array is not an image, or single images and lists of images are mixed.
+        """
+        samples = self._samples(images)
+        shapes = iter(_image_shapes(samples, input_data_format))
+        return [[next(shapes)[:2] for _ in sample] for sample in samples]
+
+    def get_layouts(self, image_sizes: Sequence[Sequence[tuple[int, int]]], **kwargs: Any) -> list[list[ImageLayout]]:
+        """Lays out images by their sizes alone.
+
+        Args:
+            image_sizes (`Sequence[Sequence[tuple[int, int]]]`): `(height, width)` in pixels of each image, one inner
+                sequence per sample.
+            kwargs: Settings that replace this processor's own.
+
+        Returns:
+            `list[list[ImageLayout]]`: One layout per image, one inner list per sample.
+
+        Raises:
+            ValueError: If a setting cannot be used, or a side of an image is below one pixel.
+        """
+        config = self.tiling_config(**kwargs)
+        return [sample_layouts(sizes, config) for sizes in image_sizes]
+
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
+        """Tiles of an image that is alone in its sample; what processors and serving engines plan by.
+
+        Args:
+            height (`int`): Height of the image in pixels.
+            width (`int`): Width of the image in pixels.
+            images_kwargs (`dict`, *optional*): Settings that replace this processor's own.
+
+        Returns:
+            `int`: The number of tiles, the overview included.
+
+        Raises:
+            ValueError: If a setting cannot be used, or a side of the image is below one pixel.
+        """
+        return self.get_layouts([[(height, width)]], **(images_kwargs or {}))[0][0].num_tiles
+
+    def _standardize_kwargs(self, pad_value: int | Sequence[int] | None = None, **kwargs: Any) -> dict[str, Any]:
+        kwargs = super()._standardize_kwargs(**kwargs)
+        # JSON knows no tuples; the same settings should be equal before and after a round trip.
+        kwargs["pad_value"] = tuple(pad_value) if isinstance(pad_value, list) else pad_value
+        return kwargs
+
+    def _validate_preprocess_kwargs(
+        self,
+        resample: PILImageResampling | int | None = None,
+        pad_position: str = "center",
+        pad_value: int | tuple[int, ...] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super()._validate_preprocess_kwargs(resample=resample, **kwargs)
+        if resample is not None and resample not in _INTERPOLATION_MODES:
+            accepted = ", ".join(f"{int(filter_)} ({filter_.name})" for filter_ in _INTERPOLATION_MODES)
+            raise ValueError(f"resample is {resample!r}; set it to one of {accepted}.")
+        if pad_position not in ("center", "top_left"):
+            raise ValueError(f"pad_position is {pad_position!r}; set it to one of center, top_left.")
+        if pad_value is not None and not all(0 <= level <= 255 for level in np.atleast_1d(pad_value)):
+            raise ValueError(f"pad_value is {pad_value}; set it to levels of 0 to 255, or to None for the image mean.")
+
+    def _samples(self, images: ImageInput | Sequence[Any]) -> list[list[Any]]:
+        """The images as one list per sample."""
+        images = self.fetch_images(images)
+        if not isinstance(images, list):
+            images = [images]
+        nested = [isinstance(entry, list) for entry in images]
+        if all(nested):
+            return images
+        if any(nested):
+            raise ValueError(
+                "images holds both single images and lists of images; pass either a flat list, in which every image "
+                "is a sample, or one list of images per sample."
+            )
+        return [[image] for entry in images for image in (entry if getattr(entry, "ndim", 0) == 4 else [entry])]
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput | Sequence[Any],
+        *,
+        size: SizeDict,
+        resample: PILImageResampling | int,
+        do_resize: bool,
+        do_convert_rgb: bool,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | Sequence[float] | None,
+        image_std: float | Sequence[float] | None,
+        pad_position: str,
+        pad_value: int | Sequence[int] | None,
+        input_data_format: ChannelDimension | str | None,
+        return_tensors: str | None,
+        return_num_patches: bool | None,
+        crop_to_patches: bool | None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        samples = self._samples(images)
+        shapes = _image_shapes(samples, input_data_format)
+        channels = 3 if do_convert_rgb or not shapes else shapes[0][2]
+        config = self.tiling_config(size=size, do_resize=do_resize, **kwargs)
+        remaining = iter(shapes)
+        layouts = [
+            layout for sample in samples for layout in sample_layouts([next(remaining)[:2] for _ in sample], config)
+        ]
+
+        mean = _per_channel("image_mean", 0.0 if image_mean is None else image_mean, channels)
+        if pad_value is None:
+            # Rounded to a level of 8 bits, so that padding is within half a level of zero once normalised. The mean is
+            # that of rescaled images, unless it is what raw levels are normalised by.
+            level = mean if do_normalize and not do_rescale else mean / rescale_factor
+            colour = level.round().clamp(0, 255).to(torch.uint8)
+        else:
+            colour = _per_channel("pad_value", pad_value, channels).to(torch.uint8)
+        mode = _INTERPOLATION_MODES[resample] if do_resize else None
+        tile = config.tile_size
+
+        pixel_values = torch.empty(sum(layout.num_tiles for layout in layouts), channels, tile, tile)
+        start = 0
+        flat = (image for sample in samples for image in sample)
+        for index, (image, (height, width, _), layout) in enumerate(zip(flat, shapes, layouts, strict=True)):
+            if mode is None and (height, width) != (tile, tile):
+                raise ValueError(
+                    f"Image {index} of the batch is {height} x {width} pixels; with do_resize=False every image must "
+                    f"be {tile} x {tile}. Leave do_resize on, or resize the image before."
+                )
+            pixels = _to_uint8_pixels(image, index, do_convert_rgb, do_rescale, input_data_format)
+            if pixels.shape[0] != channels:
+                raise ValueError(
+                    f"Image {index} of the batch has {pixels.shape[0]} channels, others have {channels}; leave "
+                    "do_convert_rgb on, or pass images of one kind."
+                )
+            parts = [layout]
+            if layout.overview:
+                whole = image_layout(height, width, config, split=False)
+                parts = [whole, layout] if config.overview == "before" else [layout, whole]
+            for part in parts:
+                end = start + part.rows * part.cols
+                canvas = _draw_on_canvas(pixels, part, tile, mode, pad_position, colour)
+                tiles = canvas.view(channels, part.rows, tile, part.cols, tile).permute(1, 3, 0, 2, 4)
+                # One pass cuts the tiles and converts them to float.
+                pixel_values[start:end].view(tiles.shape).copy_(tiles)
+                start = end
+
+        if do_normalize:
+            std = _per_channel("image_std", image_std, channels)
+            scale, shift = (rescale_factor if do_rescale else 1.0) / std, -mean / std
+            pixel_values.mul_(scale.float().view(-1, 1, 1)).add_(shift.float().view(-1, 1, 1))
+        elif do_rescale:
+            pixel_values.mul_(rescale_factor)
+
+        data: dict[str, Any] = {"pixel_values": pixel_values.numpy()}
+        if return_num_patches or crop_to_patches:
+            data["num_patches"] = np.array([layout.num_tiles for layout in layouts], dtype=np.int64)
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+
+def _image_shapes(
+    samples: list[list[Any]], input_data_format: ChannelDimension | str | None
+) -> list[tuple[int, int, int]]:
+    """`(height, width, channels)` of every image of the batch, in order."""
+    images = [image for sample in samples for image in sample]
+    shapes = []
+    for index, image in enumerate(images):
+        if isinstance(image, Image.Image):
+            shapes.append((image.height, image.width, len(image.getbands())))
+            continue
+        height_axis, width_axis, channel_axis = _axes(image, index, input_data_format)
+        channels = 1 if channel_axis is None else image.shape[channel_axis]
+        shapes.append((image.shape[height_axis], image.shape[width_axis], channels))
+    return shapes
+
+
+def _axes(
+    image: np.ndarray | torch.Tensor, index: int, input_data_format: ChannelDimension | str | None
+) -> tuple[int, int, int | None]:
+    """Axes of height, width and channels (`None` for a grey image without them) in an array."""
+    if image.ndim == 2:
+        return 0, 1, None
+    data_format = input_data_format
+    if data_format is None and image.ndim == 3:
+        with suppress(ValueError):
+            data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+    if data_format is None or image.ndim != 3:
+        raise ValueError(
+            f"Image {index} of the batch has the shape {tuple(image.shape)}; pass (height, width), (height, width, "
+            "channels) or (channels, height, width) with 1, 3 or 4 channels, or set input_data_format."
+        )
+    return (1, 2, 0) if data_format == ChannelDimension.FIRST else (0, 1, 2)
+
+
+def _to_uint8_pixels(
+    image: Any, index: int, do_convert_rgb: bool, do_rescale: bool, input_data_format: ChannelDimension | str | None
+) -> torch.Tensor:
+    """An image as a uint8 tensor `(channels, height, width)`, in memory channels-last."""
+    if isinstance(image, Image.Image):
+        array = convert_to_rgb(image, return_numpy=True) if do_convert_rgb else np.array(image)
+        input_data_format = ChannelDimension.LAST
+    elif isinstance(image, torch.Tensor):
+        # NumPy has no bfloat16.
+        array = (image.float() if image.is_floating_point() else image).detach().cpu().numpy()
+    else:
+        array = image
+    channel_axis = _axes(array, index, input_data_format)[2]
+    array = array[..., None] if channel_axis is None else np.moveaxis(array, channel_axis, -1)
+    if array.dtype != np.uint8:
+        array = _to_uint8(array, index, do_rescale)
+    if do_convert_rgb and array.shape[2] != 3:
+        array = convert_to_rgb(array, return_numpy=True, input_data_format=ChannelDimension.LAST)
+    return torch.from_numpy(np.require(array, requirements=["C", "W"])).permute(2, 0, 1)
+
+
+def _to_uint8(array: np.ndarray, index: int, do_rescale: bool) -> np.ndarray:
+    is_float = array.dtype.kind == "f"
+    if is_float and not do_rescale:
+        raise ValueError(
+            f"Image {index} of the batch is {array.dtype} in 0..1, which is brought to 8 bits before it is resized; "
+            "leave do_rescale on."
+        )
+    highest = 1 if is_float else 255
+    lowest_found, highest_found = array.min(), array.max()
+    # Written so that NaN, for which every comparison is false, is refused.
+    if not (array.dtype.kind in "fui" and lowest_found >= 0 and highest_found <= highest):
+        raise ValueError(
+            f"Image {index} of the batch is {array.dtype} with values from {lowest_found} to {highest_found}; pass "
+            "integers in 0..255 or floats in 0..1, without NaN."
+        )
+    return np.rint(array * 255).astype(np.uint8) if is_float else array.astype(np.uint8)
+
+
+def _per_channel(name: str, value: float | Sequence[float], channels: int) -> torch.Tensor:
+    values = torch.as_tensor(value, dtype=torch.float64)
+    if values.numel() not in (1, channels):
+        raise ValueError(
+            f"{name} is {value}, but the images have {channels} channels; set it to one number or {channels}."
+        )
+    return values.expand(channels)
+
+
+def _draw_on_canvas(
+    pixels: torch.Tensor, layout: ImageLayout, tile: int, mode: str | None, pad_position: str, colour: torch.Tensor
+) -> torch.Tensor:
+    """`pixels` resized and padded to the layout's tiles: `(channels, rows * tile, cols * tile)`, uint8."""
+    size = (layout.resized_height, layout.resized_width)
+    if mode is not None and pixels.shape[1:] != size:
+        # For 8-bit channels-last input torch has a kernel that agrees with Pillow's resampling, and is faster.
+        pixels = F.interpolate(pixels[None], size=size, mode=mode, antialias=mode != "nearest-exact")[0]
+    height, width = layout.rows * tile, layout.cols * tile
+    if size == (height, width):
+        return pixels
+    top, left = ((height - size[0]) // 2, (width - size[1]) // 2) if pad_position == "center" else (0, 0)
+    canvas = colour.view(-1, 1, 1).repeat(1, height, width)
+    canvas[:, top : top + size[0], left : left + size[1]] = pixels
+    return canvas
+
+
+__all__ = ["MM1ImageProcessor", "MM1ImageProcessorKwargs"]

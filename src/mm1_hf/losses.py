@@ -1,0 +1,71 @@
+"""The losses of MM1: next-token cross-entropy over the live text targets, softmax z-loss, and the router's balance and
+z losses. All run in float32."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+class LiveTargets(NamedTuple):
+    """The positions of a batch that are trained on."""
+
+    index: torch.Tensor
+    """`(live,)`: flat positions in `(batch * sequence)` whose next token is a target."""
+    tokens: torch.Tensor
+    """`(live,)`: those next tokens."""
+
+
+def live_targets(labels: torch.Tensor | None, shift_labels: torch.Tensor | None) -> LiveTargets:
+    """
+    Finds the positions whose next token is to be learned.
+
+    Call it before any other work of a forward: how many there are decides shapes, so the host has to read it, and at
+    that point the device has nothing queued that it would wait for.
+
+    Args:
+        labels: `(batch, sequence)`, -100 where nothing is learned.
+        shift_labels: `(batch, sequence)`, labels that are already moved one place to the left; taken if given.
+    """
+    if shift_labels is None:
+        shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+    flat = shift_labels.reshape(-1)
+    index = (flat != -100).nonzero().squeeze(1)
+    return LiveTargets(index, flat[index])
+
+
+def z_loss(logits: torch.Tensor, num_items: torch.Tensor | int) -> torch.Tensor:
+    """Softmax z-loss of `(targets, vocabulary)`: the sum of `logsumexp(logits) ** 2` over `num_items`."""
+    return logits.float().logsumexp(dim=-1).square().sum() / num_items
+
+
+def router_losses(
+    router_logits: tuple[torch.Tensor, ...], token_mask: torch.Tensor | None, reduction: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The load-balancing and z losses of the sparse layers (MM1, section 4.3, after GShard and ST-MoE).
+
+    Balance is `experts * sum_e(share of tokens whose first choice is e * mean probability of e)`, 1 when all experts are
+    used alike; z is `mean(logsumexp(router logits) ** 2)`.
+
+    Args:
+        router_logits: one `(batch * sequence, experts)` for each sparse layer.
+        token_mask: `(batch, sequence)`, 0 for the positions that do not count.
+        reduction: `"sum"` or `"mean"` over the layers.
+
+    Returns:
+        The balance loss and the z loss, two scalars.
+    """
+    logits = torch.stack([layer.float() for layer in router_logits])
+    layers, tokens, num_experts = logits.shape
+    if token_mask is None:
+        weight = logits.new_ones(tokens)
+    else:
+        weight = token_mask.reshape(-1).ne(0).to(logits)
+    counted = weight.sum().clamp(min=1)
+    mean_probability = (logits.softmax(dim=-1) * weight[:, None]).sum(dim=1) / counted
+    first_choice = logits.argmax(dim=-1)
+    share = logits.new_zeros(layers, num_experts).scatter_add(1, first_choice, weight.expand(layers, -1)) / counted
+    balance = num_experts * (share * mean_probability).sum(dim=-1)
+    z = (logits.logsumexp(dim=-1).square() * weight).sum(dim=1) / counted
+    return (balance.sum(), z.sum()) if reduction == "sum" else (balance.mean(), z.mean())

@@ -1,0 +1,467 @@
+"""MM1: an image encoder, a connector and a decoder (MM1, section 3; MM1.5, section 3)."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import AutoModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
+from transformers.utils.generic import accepts_precomputed_kwargs, merge_with_config_defaults
+
+from .configuration_mm1 import MM1Config, MM1TextConfig
+from .connectors import AttentionPooling, CAbstractor, build_connector
+from .losses import live_targets
+from .modeling_mm1_text import (
+    MM1CausalLMOutput,
+    MM1TextModel,
+    NextTokenHeadMixin,
+    resolve_skip_logits,
+    router_token_mask,
+    weighted_router_loss,
+)
+from .segments import (
+    flash_segment_kwargs,
+    mask_padding,
+    require_no_cache,
+    segment_positions,
+    segments_from_positions,
+)
+from .vision import build_vision_tower, encode
+
+
+@dataclass
+class MM1ModelOutput(ModelOutput):
+    r"""
+    Output of [`MM1Model`].
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(batch, sequence, hidden)`): the decoder's last layer, normed.
+        past_key_values (`Cache`, *optional*): the keys and values of the tokens so far.
+        hidden_states (`tuple[torch.Tensor]`, *optional*): one `(batch, sequence, hidden)` per layer and the input.
+        attentions (`tuple[torch.Tensor]`, *optional*): one `(batch, heads, sequence, sequence)` per layer.
+        router_logits (`tuple[torch.Tensor]`, *optional*): one `(batch * sequence, experts)` per sparse layer.
+        image_hidden_states (`torch.Tensor` of shape `(tiles, tokens, hidden)`, *optional*): the connector's output.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    router_logits: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
+
+
+class MM1PreTrainedModel(PreTrainedModel):
+    """Weights, initialisation and the capabilities that transformers asks for."""
+
+    config: MM1Config
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.connector_config.initializer_range
+        if isinstance(module, CAbstractor):
+            init.trunc_normal_(module.position_embedding, mean=0.0, std=std)
+        elif isinstance(module, AttentionPooling):
+            init.trunc_normal_(module.queries, mean=0.0, std=std)
+
+
+class MM1Model(MM1PreTrainedModel):
+    """The image encoder, the connector and the decoder, without a head."""
+
+    def __init__(self, config: MM1Config):
+        super().__init__(config)
+        self.vision_tower = build_vision_tower(config.vision_config, config.vision_feature_norm)
+        self.connector = build_connector(config.connector_config)
+        self.language_model = build_decoder(config.text_config)
+        self.post_init()
+
+    @accepts_precomputed_kwargs("image")
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Encodes tiles into the decoder's tokens.
+
+        Args:
+            pixel_values: `(tiles, 3, height, width)`, any multiple of the patch size.
+
+        Returns:
+            The encoder's output, with the image tokens `(tiles, num_tokens, hidden)` as its `pooler_output`.
+
+        Raises:
+            ValueError: the tiles are not a square grid of whole patches, or a connector that keeps every patch sees
+                another resolution than the configured one.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and needs_gradient(self.vision_tower)):
+            outputs, patches = encode(
+                self.vision_tower,
+                pixel_values,
+                layer=self.config.vision_feature_layer,
+                final_norm=self.config.vision_feature_norm,
+                **kwargs,
+            )
+        tokens = self.connector(patches)
+        if tokens.shape[1] != self.config.connector_config.num_tokens:
+            raise ValueError(
+                f"The {self.config.connector_config.connector_type} connector keeps one token per patch: these tiles gave "
+                f"{tokens.shape[1]}, while the model is configured for {self.config.connector_config.num_tokens}. Use "
+                f"tiles of {self.config.vision_config.image_size} pixels, or a connector that reduces."
+            )
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=tokens,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def get_placeholder_mask(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, num_features: int
+    ) -> torch.Tensor:
+        """
+        Where images stand in the text, `(batch, sequence)`.
+
+        Raises:
+            ValueError: there are not `num_features` places.
+        """
+        if input_ids is not None:
+            mask = input_ids == self.config.image_token_id
+        else:
+            image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
+        count = mask.sum()
+        # TRL recognises this error by its first words.
+        torch_compilable_check(
+            count == num_features,
+            lambda: (
+                f"Image features and image tokens do not match, tokens: {count}, features: {num_features}. Every tile "
+                f"of pixel_values needs {self.config.connector_config.num_tokens} image tokens in the text: build both "
+                "with the model's own processor, and do not truncate."
+            ),
+        )
+        return mask
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        segment_ids: torch.LongTensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MM1ModelOutput:
+        r"""
+        Args:
+            input_ids: `(batch, sequence)`, with `num_tokens` image tokens for every tile.
+            pixel_values:
+                `(tiles, 3, height, width)` over the whole batch, in the order of their places in the text.
+            attention_mask: `(batch, past + sequence)`, 0 for padding.
+            position_ids: `(batch, sequence)`. In training, positions that restart within a row mark segments.
+            past_key_values: keys and values of earlier tokens.
+            inputs_embeds: `(batch, sequence, hidden)`, in place of `input_ids`.
+            use_cache: whether to return `past_key_values`. Off for packed rows; in training, off unless asked for.
+            segment_ids: `(batch, sequence)`: which of a packed row's examples each token belongs to, 0 for padding.
+            mm_encoder_outputs: what [`get_image_features`] returned, under `"image"`, in place of `pixel_values`.
+
+        Raises:
+            ValueError: image tokens and tiles that do not match in number; both or neither of `input_ids` and
+                `inputs_embeds`; both `pixel_values` and `mm_encoder_outputs`; segments with a filled cache or a decoder
+                that cannot keep them apart; a batch split by `torch.nn.DataParallel`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        image_outputs = (mm_encoder_outputs or {}).get("image")
+        if pixel_values is not None and image_outputs is not None:
+            raise ValueError("Give either pixel_values or mm_encoder_outputs, not both.")
+        if getattr(self, "_is_replica", False):
+            raise ValueError(
+                "torch.nn.DataParallel cuts pixel_values without regard to which row they belong to. Start one process "
+                "per GPU instead: torchrun or accelerate launch."
+            )
+
+        is_prefill = past_key_values is None or past_key_values.get_seq_length() == 0
+        num_features = 0
+        if pixel_values is not None:
+            num_features = pixel_values.shape[0] * self.config.connector_config.num_tokens
+        elif image_outputs is not None:
+            num_features = image_outputs.pooler_output.shape[:-1].numel()
+        # Read before the encoder's work is queued: the host waits for the count.
+        placeholders = (
+            self.get_placeholder_mask(input_ids, inputs_embeds, num_features) if is_prefill or num_features else None
+        )
+
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            image_outputs = self.get_image_features(pixel_values, return_dict=True)
+        image_tokens = None
+        if num_features:
+            image_tokens = image_outputs.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
+            index = placeholders.flatten().nonzero_static(size=num_features).squeeze(1).to(inputs_embeds.device)
+            flat = inputs_embeds.flatten(0, 1).index_copy(0, index, image_tokens.flatten(0, 1))
+            inputs_embeds = flat.view_as(inputs_embeds)
+        elif is_prefill:
+            inputs_embeds = self._join_collectives(inputs_embeds)
+
+        text_inputs = self._text_inputs(
+            inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, segment_ids
+        )
+        outputs = self.language_model(inputs_embeds=inputs_embeds, **text_inputs, **kwargs)
+        return MM1ModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_logits=getattr(outputs, "router_logits", None),
+            image_hidden_states=image_tokens,
+        )
+
+    def _join_collectives(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """Where several processes train one model, a batch without images runs the encoder and connector all the same, on
+        a black tile that contributes 0: the other processes wait for this one's part."""
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return inputs_embeds
+        config = self.config.vision_config
+        side = self.config.connector_config.grid_size * config.patch_size
+        black = inputs_embeds.new_zeros(1, getattr(config, "num_channels", 3), side, side)
+        tokens = self.get_image_features(black, return_dict=True).pooler_output
+        return inputs_embeds + 0 * tokens.sum().to(inputs_embeds.dtype)
+
+    def _text_inputs(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        past_key_values: Cache | None,
+        use_cache: bool | None,
+        segment_ids: torch.Tensor | None,
+    ) -> dict:
+        """The decoder's arguments. A foreign decoder gets packed rows as restarting positions, with neither mask nor cache:
+        on that path it keeps them apart itself, sliding windows included."""
+        if use_cache is None:
+            use_cache = self.config.text_config.use_cache and not self.training
+        if segment_ids is None and self.training and position_ids is not None and past_key_values is None:
+            segment_ids = segments_from_positions(position_ids.expand(inputs_embeds.shape[:2]), attention_mask)
+        if segment_ids is None:
+            return {
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+                "past_key_values": past_key_values,
+                "use_cache": use_cache,
+            }
+        require_no_cache(past_key_values)
+        segment_ids = mask_padding(segment_ids, attention_mask)
+        if isinstance(self.language_model, MM1TextModel):
+            return {"segment_ids": segment_ids, "position_ids": position_ids, "use_cache": False}
+        refuse_recurrent(self.language_model)
+        return {
+            "attention_mask": None,
+            "position_ids": segment_positions(segment_ids),
+            "past_key_values": None,
+            "use_cache": False,
+            **flash_segment_kwargs(segment_ids, self.language_model.config._attn_implementation),
+        }
+
+
+class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, GenerationMixin):
+    """
+    MM1 with its head: answers, captions and reads images between text.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from mm1_hf import MM1Config, MM1ForConditionalGeneration
+
+    >>> config = MM1Config.from_preset("mm1-tiny")
+    >>> model = MM1ForConditionalGeneration(config).eval()
+    >>> image, text = [config.image_token_id] * config.connector_config.num_tokens, [5, 6, 7]
+    >>> tile = torch.zeros(1, 3, config.vision_config.image_size, config.vision_config.image_size)
+    >>> model(input_ids=torch.tensor([image + text]), pixel_values=tile).logits.shape
+    torch.Size([1, 7, 512])
+
+    ```
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: MM1Config):
+        super().__init__(config)
+        self.model = MM1Model(config)
+        text_config = config.text_config
+        self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=config.lm_head_bias)
+        embeddings = self.model.language_model.get_input_embeddings()
+        name = next(name for name, module in self.model.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
+        self.post_init()
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        """See [`MM1Model.get_image_features`]."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the decoder's own model with a head does after it: Cohere and Falcon-H1 multiply, Granite divides, Gemma 2
+        caps."""
+        config = self.config.text_config
+        for name in ("logit_scale", "lm_head_multiplier"):
+            if getattr(config, name, None) is not None:
+                logits = logits * getattr(config, name)
+        if getattr(config, "logits_scaling", None) is not None:
+            logits = logits / config.logits_scaling
+        cap = getattr(config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        segment_ids: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
+        output_router_logits: bool | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        shift_labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MM1CausalLMOutput:
+        r"""
+        Args:
+            input_ids, pixel_values, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, segment_ids,
+                mm_encoder_outputs: see [`MM1Model.forward`].
+            labels:
+                `(batch, sequence)`, -100 where nothing is learned: at image tokens, padding and each segment's first
+                token. They are taken as they are ([`mm1_hf.data.collation`] makes them).
+            logits_to_keep: how many of the last positions to return logits of, 0 for all.
+            skip_logits: whether to send only the live positions through the head and return no logits; unset, in
+                training with labels.
+            output_router_logits: whether to return the router logits; unset, as the decoder's configuration says.
+            num_items_in_batch: targets in the whole batch, of which this call may see a part.
+            shift_labels: `(batch, sequence)`, labels already moved one place to the left.
+
+        Raises:
+            ValueError: as [`MM1Model.forward`], or `skip_logits` without labels.
+        """
+        targets = None if labels is None and shift_labels is None else live_targets(labels, shift_labels)
+        skip_logits = resolve_skip_logits(skip_logits, self.training, targets)
+        text_config = self.config.text_config
+        if output_router_logits is None:
+            output_router_logits = getattr(text_config, "output_router_logits", False)
+        need_router = num_experts(text_config) > 0 and (output_router_logits or targets is not None)
+        if need_router:
+            kwargs["output_router_logits"] = True
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            segment_ids=segment_ids,
+            mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
+            **kwargs,
+        )
+        logits, loss, share = self.logits_and_loss(
+            outputs.last_hidden_state,
+            targets,
+            skip_logits,
+            logits_to_keep,
+            num_items_in_batch,
+            self.config.z_loss_coef,
+        )
+        aux_loss = None
+        if need_router and outputs.router_logits:
+            token_mask = router_token_mask(segment_ids, attention_mask, outputs.last_hidden_state)
+            if isinstance(text_config, MM1TextConfig):
+                aux_loss = weighted_router_loss(text_config, outputs.router_logits, token_mask)
+            else:
+                aux_loss = text_config.router_aux_loss_coef * load_balancing_loss_func(
+                    outputs.router_logits, num_experts(text_config), text_config.num_experts_per_tok, token_mask
+                )
+            if loss is not None:
+                loss = loss + share * aux_loss.to(loss.device)
+        return MM1CausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_logits=outputs.router_logits if output_router_logits else None,
+            aux_loss=aux_loss,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+
+
+def build_decoder(config: PreTrainedConfig) -> PreTrainedModel:
+    """`mm1_text` by its own class, which also loads from the Hub without this package; any other decoder by its name."""
+    if config.model_type == MM1TextConfig.model_type:
+        return MM1TextModel._from_config(config)
+    return AutoModel.from_config(config)
+
+
+def needs_gradient(module: nn.Module) -> bool:
+    """Whether any weight of `module` is trained."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def num_experts(text_config: PreTrainedConfig) -> int:
+    """Experts of a decoder's sparse layers whose balance it weighs with `router_aux_loss_coef`; 0 for the others."""
+    if getattr(text_config, "router_aux_loss_coef", None) is None:
+        return 0
+    return getattr(text_config, "num_experts", None) or getattr(text_config, "num_local_experts", None) or 0
+
+
+def refuse_recurrent(decoder: PreTrainedModel) -> None:
+    """
+    Raises:
+        ValueError: the decoder carries a state along the row, which would flow from one segment into the next.
+    """
+    layer_types = set(getattr(decoder.config, "layer_types", None) or ())
+    recurrent = layer_types - {"full_attention", "sliding_attention", "chunked_attention"}
+    if recurrent or decoder._is_stateful:
+        raise ValueError(
+            f"{type(decoder).__name__} ({decoder.config.model_type}) has layers that carry a state along the row"
+            f"{f' ({sorted(recurrent)})' if recurrent else ''}, so it cannot keep the segments of a packed row apart. "
+            "Train it on one example per row."
+        )
+
+
+__all__ = ["MM1ForConditionalGeneration", "MM1Model", "MM1PreTrainedModel"]

@@ -1,0 +1,614 @@
+"""MM1's decoder: a pre-norm transformer with RMSNorm, SwiGLU and rotary positions, dense or with sparse layers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.integrations import use_experts_implementation, use_kernel_forward_from_hub
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import ModelOutput, MoeModelOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_mm1 import MM1TextConfig
+from .losses import LiveTargets, live_targets, router_losses, z_loss
+from .segments import (
+    flash_segment_kwargs,
+    mask_padding,
+    require_no_cache,
+    segment_positions,
+    segments_from_positions,
+)
+
+
+@dataclass
+class MM1CausalLMOutput(ModelOutput):
+    r"""
+    Output of MM1's models with a head.
+
+    Args:
+        loss (`torch.Tensor`, *optional*, returned with `labels`):
+            Scalar: cross-entropy over the live targets, plus the z-loss where configured, plus `aux_loss` scaled by this
+            batch's share of `num_items_in_batch`.
+        logits (`torch.Tensor` of shape `(batch, sequence, vocabulary)`, *optional*): absent where `skip_logits`.
+        past_key_values (`Cache`, *optional*): the keys and values of the tokens so far.
+        hidden_states (`tuple[torch.Tensor]`, *optional*): one `(batch, sequence, hidden)` per layer and the input.
+        attentions (`tuple[torch.Tensor]`, *optional*): one `(batch, heads, sequence, sequence)` per layer.
+        router_logits (`tuple[torch.Tensor]`, *optional*): one `(batch * sequence, experts)` per sparse layer.
+        aux_loss (`torch.Tensor`, *optional*):
+            Scalar: the router's balance and z losses over this batch, each times its coefficient.
+        image_hidden_states (`torch.Tensor` of shape `(tiles, tokens, hidden)`, *optional*): the connector's output.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    router_logits: tuple[torch.Tensor, ...] | None = None
+    aux_loss: torch.Tensor | None = None
+    image_hidden_states: torch.Tensor | None = None
+
+
+@use_kernel_forward_from_hub("RMSNorm")
+class MM1TextRMSNorm(nn.Module):
+    """Root-mean-square norm with statistics in float32."""
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.variance_epsilon = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        exact = hidden_states.float()
+        normed = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * normed.to(hidden_states.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
+
+
+class MM1TextRotaryEmbedding(nn.Module):
+    """Cosines and sines of the rotary positions, `(batch, sequence, head_dim)` each."""
+
+    def __init__(self, config: MM1TextConfig):
+        super().__init__()
+        self.config = config
+        self.max_seq_len_cached = config.max_position_embeddings
+        self.original_max_seq_len = config.max_position_embeddings
+        self.rope_type = config.rope_parameters["rope_type"]
+        rope_init_fn: Callable = self.compute_default_rope_parameters
+        if self.rope_type != "default":
+            rope_init_fn = ROPE_INIT_FUNCTIONS[self.rope_type]
+        inv_freq, self.attention_scaling = rope_init_fn(config)
+        self.inv_freq = nn.Buffer(inv_freq, persistent=False)
+        self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(config: MM1TextConfig, **kwargs) -> tuple[torch.Tensor, float]:
+        """The inverse frequencies `(head_dim / 2,)` of plain rotary positions, and the factor 1 on their cosines."""
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float) / config.head_dim
+        return 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        inv_freq = self.inv_freq.to(device=hidden_states.device, dtype=torch.float)
+        angles = position_ids[..., None].float() * inv_freq
+        angles = torch.cat([angles, angles], dim=-1)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
+
+
+def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turns `(batch, heads, sequence, head_dim)` by the angles of `(batch, 1, sequence, head_dim)`; halves are pairs."""
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention with its weights, the reference that the fused implementations are measured by."""
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class MM1TextAttention(nn.Module):
+    """Causal self-attention with grouped key-value heads; bias and a norm on queries and keys are optional."""
+
+    def __init__(self, config: MM1TextConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True
+        q_size, kv_size = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=config.attention_output_bias)
+        self.qk_norm = config.qk_norm
+        if self.qk_norm:
+            self.q_norm = MM1TextRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+            self.k_norm = MM1TextRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(heads)
+        key = self.k_proj(hidden_states).view(heads)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        if self.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        cos, sin = (angles.unsqueeze(1) for angles in position_embeddings)
+        query, key = rotate(query.transpose(1, 2), cos, sin), rotate(key.transpose(1, 2), cos, sin)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(attended.flatten(2)), weights
+
+
+class MM1TextMLP(nn.Module):
+    """SwiGLU feed-forward layer."""
+
+    def __init__(self, config: MM1TextConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+@use_experts_implementation
+class MM1TextExperts(nn.Module):
+    """
+    The experts of a sparse layer, each a SwiGLU: weights `(experts, 2 * intermediate, hidden)` and
+    `(experts, hidden, intermediate)`. The forward here is the reference; transformers' grouped and batched ones replace
+    it.
+    """
+
+    def __init__(self, config: MM1TextConfig):
+        super().__init__()
+        self.num_experts = config.num_experts
+        self.hidden_dim = config.hidden_size
+        self.intermediate_dim = config.moe_intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(self.num_experts, 2 * self.intermediate_dim, self.hidden_dim))
+        self.down_proj = nn.Parameter(torch.empty(self.num_experts, self.hidden_dim, self.intermediate_dim))
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        output = torch.zeros_like(hidden_states)
+        # Under expert parallelism a rank sees the index `num_experts` for tokens whose expert lives elsewhere.
+        for expert in top_k_index.unique().tolist():
+            if expert == self.num_experts:
+                continue
+            token, choice = (top_k_index == expert).nonzero(as_tuple=True)
+            gate, up = F.linear(hidden_states[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
+            expert_output = F.linear(self.act_fn(gate) * up, self.down_proj[expert])
+            expert_output = expert_output * top_k_weights[token, choice, None]
+            output.index_add_(0, token, expert_output.to(output.dtype))
+        return output
+
+
+class MM1TextTopKRouter(nn.Module):
+    """Chooses the experts of each token; all in float32, whatever the model runs in."""
+
+    def __init__(self, config: MM1TextConfig):
+        super().__init__()
+        self.top_k = config.num_experts_per_tok
+        self.norm_topk_prob = config.norm_topk_prob
+        self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            hidden_states: `(tokens, hidden)`.
+
+        Returns:
+            Router logits `(tokens, experts)` in float32, gates `(tokens, top_k)` in the input's dtype and the chosen
+            experts `(tokens, top_k)`.
+        """
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            logits = F.linear(hidden_states.float(), self.weight.float())
+        gates, experts = logits.softmax(dim=-1).topk(self.top_k, dim=-1)
+        if self.norm_topk_prob:
+            gates = gates / gates.sum(dim=-1, keepdim=True)
+        return logits, gates.to(hidden_states.dtype), experts
+
+
+class MM1TextSparseMLP(nn.Module):
+    """A feed-forward layer of experts: each token goes to its top-k and no token is dropped."""
+
+    def __init__(self, config: MM1TextConfig):
+        super().__init__()
+        self.gate = MM1TextTopKRouter(config)
+        self.experts = MM1TextExperts(config)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        tokens = hidden_states.flatten(0, 1)
+        _, gates, experts = self.gate(tokens)
+        return self.experts(tokens, experts, gates).view_as(hidden_states)
+
+
+class MM1TextDecoderLayer(GradientCheckpointingLayer):
+    """Attention and feed-forward, each with a norm before and a residual around."""
+
+    def __init__(self, config: MM1TextConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn = MM1TextAttention(config, layer_idx)
+        self.mlp = MM1TextSparseMLP(config) if config.is_sparse_layer(layer_idx) else MM1TextMLP(config)
+        self.input_layernorm = MM1TextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = MM1TextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        attended, _ = self.self_attn(
+            self.input_layernorm(hidden_states),
+            position_embeddings=position_embeddings,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+class MM1TextPreTrainedModel(PreTrainedModel):
+    """Weights, initialisation and the capabilities that transformers asks for."""
+
+    config: MM1TextConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MM1TextDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "router_logits": OutputRecorder(MM1TextTopKRouter, index=0),
+        "hidden_states": MM1TextDecoderLayer,
+        "attentions": MM1TextAttention,
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, MM1TextExperts):
+            init.normal_(module.gate_up_proj, mean=0.0, std=std)
+            init.normal_(module.down_proj, mean=0.0, std=std)
+        elif isinstance(module, MM1TextTopKRouter):
+            init.normal_(module.weight, mean=0.0, std=std)
+
+
+class MM1TextModel(MM1TextPreTrainedModel):
+    """MM1's decoder without a head."""
+
+    def __init__(self, config: MM1TextConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(
+            [MM1TextDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
+        )
+        self.norm = MM1TextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = MM1TextRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        segment_ids: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MoeModelOutputWithPast:
+        r"""
+        Args:
+            input_ids: `(batch, sequence)`.
+            attention_mask: `(batch, past + sequence)`, 0 for padding.
+            position_ids: `(batch, sequence)`. In training, positions that restart within a row mark segments.
+            past_key_values: keys and values of earlier tokens.
+            inputs_embeds: `(batch, sequence, hidden)`, in place of `input_ids`.
+            use_cache: whether to return `past_key_values`. Off for packed rows.
+            segment_ids: `(batch, sequence)`: which of a packed row's examples each token belongs to, 0 for padding.
+                Tokens see only their own segment, and positions restart with each.
+
+        Raises:
+            ValueError: both or neither of `input_ids` and `inputs_embeds`, or segments with a filled cache.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+
+        if segment_ids is None and self.training and position_ids is not None and past_key_values is None:
+            segment_ids = segments_from_positions(position_ids.expand(inputs_embeds.shape[:2]), attention_mask)
+        if segment_ids is not None:
+            require_no_cache(past_key_values)
+            segment_ids = mask_padding(segment_ids, attention_mask)
+            use_cache, past_key_values, attention_mask = False, None, None
+            mask_position_ids = segment_positions(segment_ids)
+            position_ids = mask_position_ids if position_ids is None else position_ids
+            kwargs.update(flash_segment_kwargs(segment_ids, self.config._attn_implementation))
+        else:
+            # Training reads each row once: a cache there costs memory and hides restarting positions from the mask.
+            if use_cache and past_key_values is None and not self.training:
+                past_key_values = DynamicCache(config=self.config)
+            if position_ids is None:
+                past = past_key_values.get_seq_length() if past_key_values is not None else 0
+                position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0) + past
+            mask_position_ids = position_ids
+
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=mask_position_ids,
+        )
+        hidden_states = inputs_embeds
+        position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
+        for layer in self.layers[: self.config.num_hidden_layers]:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=causal_mask,
+                position_embeddings=position_embeddings,
+                past_key_values=past_key_values,
+                position_ids=mask_position_ids,
+                **kwargs,
+            )
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+
+class NextTokenHeadMixin:
+    """
+    What MM1's models with a head share: the loss over live targets, logits only where they are needed, and the refusal
+    of packed rows in `generate()`.
+    """
+
+    def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the decoder's own model does to its logits after the head; nothing, for `mm1_text`."""
+        return logits
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(..., hidden)` to `(..., vocabulary)`."""
+        return self.scale_logits(self.lm_head(hidden_states))
+
+    def logits_and_loss(
+        self,
+        hidden_states: torch.Tensor,
+        targets: LiveTargets | None,
+        skip_logits: bool,
+        logits_to_keep: int | torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None,
+        z_loss_coef: float,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | float]:
+        """
+        Args:
+            hidden_states: `(batch, sequence, hidden)`.
+            targets: what to learn; without it there is no loss.
+            skip_logits: send only the live positions through the head.
+            logits_to_keep: how many of the last positions to return logits of, 0 for all.
+            num_items_in_batch: live targets of the whole batch that this micro-batch is a part of.
+
+        Returns:
+            Logits, cross-entropy and z-loss together, and this micro-batch's share of the batch's targets.
+        """
+        logits = None if skip_logits else self.compute_logits(slice_logits_to_keep(hidden_states, logits_to_keep))
+        if targets is None:
+            return logits, None, 1.0
+        live = targets.tokens.numel()
+        num_items = max(live, 1) if num_items_in_batch is None else num_items_in_batch
+        if isinstance(num_items, torch.Tensor):
+            num_items = num_items.to(hidden_states.device)
+        if logits is not None and isinstance(logits_to_keep, int) and logits_to_keep == 0:
+            live_logits = logits.flatten(0, 1)[targets.index]
+        else:
+            live_logits = self.compute_logits(hidden_states.flatten(0, 1)[targets.index])
+        loss = self.loss_function(
+            logits=live_logits,
+            labels=None,
+            shift_labels=targets.tokens,
+            vocab_size=live_logits.shape[-1],
+            num_items_in_batch=num_items,
+        )
+        if z_loss_coef:
+            loss = loss + z_loss_coef * z_loss(live_logits, num_items)
+        return logits, loss, live / num_items
+
+    def _validate_model_kwargs(self, model_kwargs: dict) -> None:
+        if model_kwargs.get("segment_ids") is not None:
+            raise ValueError(
+                "generate() continues one example per row and refuses segment_ids. Unpack the rows: one example each, "
+                "padded on the left, with an attention_mask."
+            )
+        super()._validate_model_kwargs(model_kwargs)
+
+
+class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationMixin):
+    """MM1's decoder with its head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: MM1TextConfig):
+        super().__init__(config)
+        self.model = MM1TextModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        segment_ids: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
+        output_router_logits: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        shift_labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MM1CausalLMOutput:
+        r"""
+        Args:
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, segment_ids:
+                see [`MM1TextModel.forward`].
+            labels: `(batch, sequence)`, -100 where nothing is learned.
+            logits_to_keep: how many of the last positions to return logits of, 0 for all.
+            skip_logits: whether to send only the live positions through the head and return no logits; unset, in training
+                with labels.
+            output_router_logits: whether to return the router logits; unset, as the configuration says.
+            num_items_in_batch: targets in the whole batch, of which this call may see a part.
+            shift_labels: `(batch, sequence)`, labels already moved one place to the left.
+
+        Raises:
+            ValueError: as [`MM1TextModel.forward`], or `skip_logits` without labels.
+        """
+        targets = None if labels is None and shift_labels is None else live_targets(labels, shift_labels)
+        skip_logits = resolve_skip_logits(skip_logits, self.training, targets)
+        if output_router_logits is None:
+            output_router_logits = self.config.output_router_logits
+        need_router = self.config.num_experts > 0 and (output_router_logits or targets is not None)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            segment_ids=segment_ids,
+            output_router_logits=need_router,
+            **kwargs,
+        )
+        logits, loss, share = self.logits_and_loss(
+            outputs.last_hidden_state,
+            targets,
+            skip_logits,
+            logits_to_keep,
+            num_items_in_batch,
+            self.config.z_loss_coef,
+        )
+        aux_loss = None
+        if need_router:
+            token_mask = router_token_mask(segment_ids, attention_mask, outputs.last_hidden_state)
+            aux_loss = weighted_router_loss(self.config, outputs.router_logits, token_mask)
+            if loss is not None:
+                loss = loss + share * aux_loss.to(loss.device)
+        return MM1CausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_logits=outputs.router_logits if output_router_logits else None,
+            aux_loss=aux_loss,
+        )
+
+
+def resolve_skip_logits(skip_logits: bool | None, training: bool, targets: LiveTargets | None) -> bool:
+    """
+    Raises:
+        ValueError: `skip_logits` is asked for, but without labels there is then nothing to return.
+    """
+    if skip_logits and targets is None:
+        raise ValueError(
+            "skip_logits=True returns a loss instead of logits, so it needs labels. Pass labels, or leave it."
+        )
+    return training and targets is not None if skip_logits is None else skip_logits
+
+
+def router_token_mask(
+    segment_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, hidden_states: torch.Tensor
+) -> torch.Tensor | None:
+    """The positions `(batch, sequence)` that count in the router's statistics: `segment_ids` say it where given."""
+    if segment_ids is not None:
+        return mask_padding(segment_ids, attention_mask)
+    if attention_mask is None or attention_mask.dim() != 2:
+        return None
+    # With a cache the mask also covers the past; the statistics are those of the new tokens.
+    return attention_mask[:, -hidden_states.shape[1] :]
+
+
+def weighted_router_loss(
+    config: MM1TextConfig, router_logits: tuple[torch.Tensor, ...], token_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """The balance and z losses of `mm1_text`, each times its coefficient."""
+    balance, z = router_losses(router_logits, token_mask, config.aux_loss_reduction)
+    return config.router_aux_loss_coef * balance + config.router_z_loss_coef * z
+
+
+__all__ = ["MM1TextForCausalLM", "MM1TextModel", "MM1TextPreTrainedModel"]

@@ -1,0 +1,54 @@
+"""Makes `import mm1_hf` enough: Auto classes, pipelines and serving know MM1 afterwards."""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
+from transformers.models.auto import modeling_auto
+
+from .configuration_mm1 import MM1Config, MM1ConnectorConfig, MM1TextConfig
+from .image_processing_mm1 import MM1ImageProcessor
+from .modeling_mm1 import MM1ForConditionalGeneration, MM1Model
+from .modeling_mm1_text import MM1TextForCausalLM, MM1TextModel
+from .processing_mm1 import MM1Processor
+
+
+# What travels to the Hub as remote code: the model, complete by itself.
+MODEL_FILES = (
+    "configuration_mm1.py",
+    "connectors.py",
+    "image_processing_mm1.py",
+    "losses.py",
+    "modeling_mm1.py",
+    "modeling_mm1_text.py",
+    "processing_mm1.py",
+    "segments.py",
+    "tiling.py",
+    "vision.py",
+)
+
+
+def register() -> None:
+    """Registers MM1 with transformers. Importing the package calls it; calling it again changes nothing."""
+    for config in (MM1TextConfig, MM1ConnectorConfig, MM1Config):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModel.register(MM1TextConfig, MM1TextModel, exist_ok=True)
+    AutoModel.register(MM1Config, MM1Model, exist_ok=True)
+    AutoModelForCausalLM.register(MM1TextConfig, MM1TextForCausalLM, exist_ok=True)
+    AutoModelForImageTextToText.register(MM1Config, MM1ForConditionalGeneration, exist_ok=True)
+    AutoModelForMultimodalLM.register(MM1Config, MM1ForConditionalGeneration, exist_ok=True)
+    # The one image processor needs no torchvision; the key is transformers' name for that.
+    AutoImageProcessor.register(MM1Config, image_processor_classes={"pil": MM1ImageProcessor}, exist_ok=True)
+    AutoProcessor.register(MM1Config, MM1Processor, exist_ok=True)
+
+    # Pipelines and `transformers serve` look classes up by name in these tables, not among the registered ones.
+    modeling_auto.MODEL_MAPPING_NAMES["mm1"] = "MM1Model"
+    modeling_auto.MODEL_MAPPING_NAMES["mm1_text"] = "MM1TextModel"
+    modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["mm1_text"] = "MM1TextForCausalLM"
+    modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["mm1"] = "MM1ForConditionalGeneration"
+    modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["mm1"] = "MM1ForConditionalGeneration"

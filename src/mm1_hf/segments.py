@@ -1,0 +1,86 @@
+"""Packed rows: several examples side by side in one row, told apart by `segment_ids` `(batch, sequence)`, 0 for padding.
+
+Segments mean one full forward without a cache. Nothing here writes an attention mask: transformers builds the
+block-diagonal one itself where positions restart and neither a padding mask nor a cache is given, and serves sliding
+windows, flex and variable-length flash attention on that path.
+"""
+
+import torch
+from transformers.cache_utils import Cache
+
+
+def _starts(values: torch.Tensor, step: int) -> torch.Tensor:
+    """Where a row's value is not its left neighbour's plus `step`: `(batch, sequence)`, true in the first column."""
+    first = torch.ones_like(values[:, :1], dtype=torch.bool)
+    return torch.cat([first, values[:, 1:] != values[:, :-1] + step], dim=1)
+
+
+def segment_positions(segment_ids: torch.Tensor) -> torch.Tensor:
+    """
+    Positions that restart at 0 with every segment.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> segment_positions(torch.tensor([[1, 1, 1, 2, 2, 0]])).tolist()
+    [[0, 1, 2, 0, 1, 0]]
+
+    ```
+    """
+    index = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
+    start = torch.where(_starts(segment_ids, step=0), index, 0).cummax(dim=1).values
+    return index - start
+
+
+def segments_from_positions(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """
+    The segments that restarting `position_ids` `(batch, sequence)` stand for; positions outside `attention_mask` are
+    padding.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> segments_from_positions(torch.tensor([[0, 1, 2, 0, 1]]), None).tolist()
+    [[1, 1, 1, 2, 2]]
+
+    ```
+    """
+    return mask_padding(_starts(position_ids, step=1).cumsum(dim=1), attention_mask)
+
+
+def mask_padding(segment_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """`segment_ids` with 0 where a two-dimensional `attention_mask` marks padding."""
+    return segment_ids if attention_mask is None else segment_ids * attention_mask.to(segment_ids)
+
+
+def require_no_cache(past_key_values: Cache | None) -> None:
+    """
+    Raises:
+        ValueError: a cache that already holds tokens came together with segments.
+    """
+    if past_key_values is not None and past_key_values.get_seq_length() > 0:
+        raise ValueError(
+            f"Packed rows (segment_ids) are one full forward without a cache, but past_key_values holds "
+            f"{past_key_values.get_seq_length()} tokens. Leave out past_key_values, or pass one example per row."
+        )
+
+
+def flash_segment_kwargs(segment_ids: torch.Tensor, attn_implementation: str | None) -> dict[str, torch.Tensor | int]:
+    """
+    What variable-length flash attention needs to keep the segments of several rows apart. It reads restarting positions
+    by itself only for a single row, so the boundaries over the whole flattened batch are given to it.
+    """
+    if attn_implementation is None or not attn_implementation.startswith("flash_attention"):
+        return {}
+    starts = _starts(segment_ids, step=0).flatten().nonzero().flatten()
+    boundaries = torch.cat([starts, starts.new_tensor([segment_ids.numel()])])
+    longest = int(boundaries.diff().max())
+    boundaries = boundaries.to(torch.int32)
+    return {
+        "cu_seq_lens_q": boundaries,
+        "cu_seq_lens_k": boundaries,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }

@@ -1,0 +1,109 @@
+"""The image encoder inside an MM1: any of transformers' vision transformers, with what MM1 does not use taken off and
+position embeddings that follow the resolution."""
+
+import inspect
+from types import MethodType
+
+import torch
+from torch import nn
+from transformers import AutoModel
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.aimv2.modeling_aimv2 import Aimv2VisionEmbeddings
+from transformers.models.clip.modeling_clip import CLIPVisionModel
+
+from .connectors import interpolate_grid
+
+
+# What transformers' encoders call the norm after their last layer, and the pooling that follows it.
+_FINAL_NORMS = ("post_layernorm", "layernorm", "rms_norm", "norm")
+_POOLERS = ("head", "pooler")
+
+
+def build_vision_tower(config: PreTrainedConfig, final_norm: bool) -> PreTrainedModel:
+    """
+    Builds the encoder of a vision configuration.
+
+    Its pooling head and, unless `final_norm`, its last norm become identities: they hold weights that no loss reaches,
+    which data-parallel training refuses.
+    """
+    tower = AutoModel.from_config(config)
+    for name in _POOLERS if final_norm else (*_POOLERS, *_FINAL_NORMS):
+        if isinstance(getattr(tower, name, None), nn.Module):
+            setattr(tower, name, nn.Identity())
+    embeddings = getattr(tower, "embeddings", None)
+    if isinstance(getattr(embeddings, "position_embedding", None), nn.Embedding):
+        if hasattr(embeddings, "interpolate_pos_encoding"):
+            embeddings.interpolate_pos_encoding = MethodType(_interpolate_pos_encoding, embeddings)
+        elif isinstance(embeddings, Aimv2VisionEmbeddings):
+            embeddings.forward = MethodType(_embed_aimv2, embeddings)
+    return tower
+
+
+def encode(
+    tower: PreTrainedModel, pixel_values: torch.Tensor, layer: int, final_norm: bool, **kwargs
+) -> tuple[BaseModelOutput, torch.Tensor]:
+    """
+    Runs the encoder.
+
+    Args:
+        pixel_values: `(tiles, 3, height, width)`.
+        layer: which hidden state to take, -1 for the last layer's.
+        final_norm: whether to put the encoder's last norm on it.
+
+    Returns:
+        The encoder's output and the patches `(tiles, patches, width)`, without class and register tokens.
+
+    Raises:
+        ValueError: the tiles are not a square grid of whole patches.
+    """
+    height, width = pixel_values.shape[-2:]
+    patch_size = tower.config.patch_size
+    if height != width or height % patch_size:
+        raise ValueError(
+            f"The image encoder cuts square tiles into {patch_size} x {patch_size} patches; got tiles of "
+            f"{height} x {width} pixels. Set the image processor's size to a multiple of {patch_size}."
+        )
+    if "interpolate_pos_encoding" in inspect.signature(tower.forward).parameters:
+        kwargs["interpolate_pos_encoding"] = True
+    if layer != -1 and not kwargs.get("output_hidden_states"):
+        kwargs["output_hidden_states"] = [layer]
+    outputs = tower(pixel_values.to(tower.dtype), return_dict=True, **kwargs)
+    if layer == -1:
+        features = outputs.last_hidden_state
+        # CLIP norms only what it pools, the others all tokens.
+        needs_norm = final_norm and isinstance(tower, CLIPVisionModel)
+    else:
+        features, needs_norm = outputs.hidden_states[layer], final_norm
+    # Class and register tokens come first in every one of these encoders.
+    features = features[:, features.shape[1] - (height // patch_size) * (width // patch_size) :]
+    if needs_norm:
+        features = _final_norm(tower)(features)
+    return outputs, features
+
+
+def _final_norm(tower: PreTrainedModel) -> nn.Module:
+    return next(getattr(tower, name) for name in _FINAL_NORMS if hasattr(tower, name))
+
+
+def _position_table(embeddings: nn.Module, height: int, width: int) -> torch.Tensor:
+    """Position embeddings `(1, positions, dim)` for an image of `height` x `width` pixels; a class token's comes along."""
+    table = embeddings.position_embedding.weight
+    patch_size = embeddings.patch_size
+    prefix = table.shape[0] - (embeddings.config.image_size // patch_size) ** 2
+    grid = interpolate_grid(table[prefix:], height // patch_size, width // patch_size)
+    return torch.cat([table[:prefix], grid]).unsqueeze(0)
+
+
+def _interpolate_pos_encoding(
+    embeddings: nn.Module, patch_embeds: torch.Tensor, height: int, width: int
+) -> torch.Tensor:
+    """In place of CLIP's and SigLIP's own, which interpolate in the model's dtype."""
+    return _position_table(embeddings, height, width)
+
+
+def _embed_aimv2(embeddings: Aimv2VisionEmbeddings, pixel_values: torch.Tensor) -> torch.Tensor:
+    """In place of AIMv2's own, which knows one resolution only."""
+    patches = embeddings.rms_norm(embeddings.patch_embed(pixel_values).flatten(2).transpose(1, 2))
+    return patches + _position_table(embeddings, *pixel_values.shape[-2:])
