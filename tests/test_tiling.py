@@ -19,6 +19,7 @@ from mm1_hf.tiling import (
     select_grid,
 )
 
+
 VECTORS = json.loads((Path(__file__).parent / "data" / "anyres_grids.json").read_text())
 
 sides = st.integers(1, 4000)

@@ -1,5 +1,6 @@
 """MM1 and MM1.5 as a first-class Hugging Face model. Importing the package registers it with transformers."""
 
+from .assemble import assemble
 from .configuration_mm1 import MM1Config, MM1ConnectorConfig, MM1TextConfig, preset_names
 from .image_processing_mm1 import MM1ImageProcessor
 from .modeling_mm1 import MM1ForConditionalGeneration, MM1Model, MM1PreTrainedModel
@@ -24,6 +25,7 @@ __all__ = [
     "MM1TextForCausalLM",
     "MM1TextModel",
     "MM1TextPreTrainedModel",
+    "assemble",
     "preset_names",
     "register",
 ]

@@ -23,6 +23,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .tiling import ImageLayout, TilingConfig, image_layout, sample_layouts
 
+
 # Pillow's filter numbers, which transformers saves, to the modes of torch's interpolate that match them.
 _INTERPOLATION_MODES = {
     PILImageResampling.NEAREST: "nearest-exact",

@@ -10,6 +10,7 @@ from fractions import Fraction
 from math import isqrt
 from typing import Literal, get_args
 
+
 Splitting = Literal["none", "static", "dynamic"]
 OverviewPosition = Literal["before", "after"]
 Indicators = Literal["none", "index", "seps"]

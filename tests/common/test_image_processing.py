@@ -3,12 +3,18 @@
 They run where the tests of transformers' source distribution can be imported, and are skipped elsewhere.
 """
 
+import subprocess
+import sys
+import tempfile
 import unittest
 
+import numpy as np
 import pytest
 from transformers import AutoImageProcessor, PreTrainedConfig
+from transformers.testing_utils import slow
 
 from mm1_hf.image_processing_mm1 import MM1ImageProcessor
+
 
 common = pytest.importorskip("tests.test_image_processing_common")
 
@@ -65,6 +71,26 @@ class MM1ImageProcessingTest(common.ImageProcessingTestMixin, unittest.TestCase)
             image_mean=[0.0] * 4,
             image_std=[1.0] * 4,
         )
+
+    @slow
+    def test_pil_can_run_without_torchvision(self) -> None:
+        # The original's fresh process does not import the package that registers the class.
+        processor = MM1ImageProcessor(**self.image_processor_dict)
+        image = self.image_processor_tester.prepare_image_inputs(batch_size=1, numpify=True)[0]
+        script = """if True:
+            import sys
+            sys.modules["torchvision"] = None
+            import numpy as np
+            from mm1_hf.image_processing_mm1 import MM1ImageProcessor
+            folder = sys.argv[1]
+            processor = MM1ImageProcessor.from_pretrained(folder)
+            np.save(folder + "/output.npy", processor(np.load(folder + "/input.npy"))["pixel_values"])
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            processor.save_pretrained(folder)
+            np.save(f"{folder}/input.npy", image)
+            subprocess.run([sys.executable, "-c", script, folder], check=True)
+            np.testing.assert_array_equal(np.load(f"{folder}/output.npy"), processor(image)["pixel_values"])
 
     @unittest.skip("One class without torchvision serves every machine.")
     def test_new_models_require_torchvision_backend(self) -> None: ...

@@ -1,0 +1,307 @@
+"""An MM1 and its processor from an image encoder and a decoder."""
+
+import copy
+import re
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import logging
+
+from .configuration_mm1 import MM1Config, MM1ConnectorConfig, vision_grid_size
+from .connectors import interpolate_grid
+from .image_processing_mm1 import MM1ImageProcessor
+from .modeling_mm1 import MM1ForConditionalGeneration
+from .processing_mm1 import MM1Processor
+
+
+IMAGE_TOKEN = "<image>"
+CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
+
+# New embedding rows bring the vocabulary to a multiple of this, which matrix units prefer.
+_VOCABULARY_MULTIPLE = 64
+# Mean and standard deviation that encoders were trained with, for those that come without an image processor.
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_IMAGE_STATISTICS = {
+    "aimv2_vision_model": _CLIP,
+    "clip_vision_model": _CLIP,
+    "dinov2": _IMAGENET,
+    "dinov2_with_registers": _IMAGENET,
+    "dinov3_vit": _IMAGENET,
+    "siglip_vision_model": ((0.5,) * 3, (0.5,) * 3),
+}
+# Derived by their configurations from the number of layers, so they must not be carried over to fewer layers.
+_LAYER_DEPENDENT_FIELDS = ("out_features", "out_indices", "stage_names")
+
+Source = str | PathLike | PreTrainedModel
+
+
+def assemble(
+    vision: Source,
+    text: Source,
+    connector: str | MM1ConnectorConfig = "c_abstractor",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    image_processor: BaseImageProcessor | None = None,
+    image_size: int | None = None,
+    vision_feature_layer: int = -1,
+    dtype: torch.dtype | None = None,
+    verbose: bool = True,
+) -> tuple[MM1ForConditionalGeneration, MM1Processor]:
+    """
+    Puts an MM1 together (MM1, section 3.2): the encoder's and decoder's weights are taken as they are, the connector is
+    new and has to be trained.
+
+    The encoder is cut behind the layer that is used. The image token, and ChatML's two tokens where they are missing, go
+    behind the tokens that are there, which keep their ids; new embedding rows are the mean of the old ones. On text alone
+    the model gives the decoder's own logits, which is checked here.
+
+    Args:
+        vision: the image encoder: a folder, a Hub id or a loaded model. Of a model of images and text, the encoder is taken.
+        text: the decoder, with its head: a folder, a Hub id or a loaded model.
+        connector: a connector type or its configuration.
+        tokenizer: the decoder's; needed with a loaded decoder.
+        image_processor:
+            Any image processor: an [`MM1ImageProcessor`] is used as it is, of another one the mean and the standard
+            deviation. Unset, the encoder's own.
+        image_size: side of a tile in pixels; unset, the encoder's. Its position embeddings are interpolated to another one.
+        vision_feature_layer: which of the encoder's hidden states feeds the connector; -1 is the last layer's.
+        dtype: of the assembled weights; unset, the decoder's.
+        verbose: print what was done.
+
+    Returns:
+        The model, in evaluation mode, and its processor.
+
+    Raises:
+        ValueError: a part is missing, does not fit or would not compute what it computed before.
+    """
+    notes: list[str] = []
+    vision_model, image_processor = _load_vision(vision, image_processor)
+    text_model, tokenizer = _load_text(text, tokenizer)
+    dtype = text_model.dtype if dtype is None else dtype
+
+    vision_config, vision_weights = _fit_vision(vision_model, vision_feature_layer, image_size, notes)
+    tokenizer = _add_tokens(tokenizer, text_model.get_input_embeddings().num_embeddings, notes)
+    text_config, text_weights = _fit_text(text_model, len(tokenizer), notes)
+    head_bias = text_weights.get("lm_head.bias") is not None
+
+    connector_config = connector if isinstance(connector, MM1ConnectorConfig) else MM1ConnectorConfig(connector_type=connector)
+    config = MM1Config(
+        vision_config=vision_config,
+        text_config=text_config,
+        connector_config=copy.deepcopy(connector_config),
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        lm_head_bias=head_bias,
+        tie_word_embeddings=bool(text_config.tie_word_embeddings),
+    )
+    model = _build(config, vision_weights, text_weights, dtype)
+    notes.append(
+        f"connector: {config.connector_config.connector_type}, {config.connector_config.num_tokens} tokens per tile of "
+        f"{config.vision_config.image_size} pixels; new, to be trained"
+    )
+    _check_text_logits(text_model, model)
+
+    model.generation_config = copy.deepcopy(text_model.generation_config)
+    _end_turns(model, tokenizer)
+    if not isinstance(image_processor, MM1ImageProcessor):
+        side = config.connector_config.grid_size * config.vision_config.patch_size
+        image_processor = MM1ImageProcessor(
+            size={"height": side, "width": side},
+            image_mean=list(image_processor.image_mean),
+            image_std=list(image_processor.image_std),
+            image_splitting="none",
+        )
+        notes.append("images: one tile each; for more, set processor.image_processor.image_splitting")
+    processor = MM1Processor(image_processor, tokenizer, num_image_tokens=config.connector_config.num_tokens)
+    if verbose:
+        print("mm1_hf.assemble\n" + "\n".join(f"  {note}" for note in notes))
+    return model, processor
+
+
+def _load_vision(source: Source, image_processor: BaseImageProcessor | None) -> tuple[PreTrainedModel, Any]:
+    model = source if isinstance(source, PreTrainedModel) else AutoModel.from_pretrained(source)
+    if image_processor is None and not isinstance(source, PreTrainedModel):
+        image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
+    # Models of images and text such as CLIP and SigLIP hold their encoder under this name.
+    model = getattr(model, "vision_model", model)
+    model_type = model.config.model_type
+    vision_grid_size(model.config)
+    if image_processor is None:
+        if model_type not in _IMAGE_STATISTICS:
+            raise ValueError(
+                f"The mean and standard deviation that the {model_type!r} encoder was trained with are not known. Pass its "
+                "image_processor."
+            )
+        mean, std = _IMAGE_STATISTICS[model_type]
+        image_processor = BaseImageProcessor(image_mean=mean, image_std=std)
+        image_processor.image_mean, image_processor.image_std = mean, std
+    return model, image_processor
+
+
+def _load_text(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if isinstance(source, PreTrainedModel):
+        if tokenizer is None:
+            raise ValueError("A loaded decoder does not know its tokenizer: pass tokenizer=.")
+        model = source
+    else:
+        config = AutoConfig.from_pretrained(source)
+        if type(config) not in AutoModelForCausalLM._model_mapping:
+            raise ValueError(f"{source} holds a {config.model_type!r} model, which is no decoder. Give a causal language model.")
+        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+        tokenizer = AutoTokenizer.from_pretrained(source) if tokenizer is None else tokenizer
+    if model.get_output_embeddings() is None:
+        raise ValueError(
+            f"{type(model).__name__} has no head. Load the decoder with AutoModelForCausalLM, so that it comes along."
+        )
+    return model.eval(), copy.deepcopy(tokenizer)
+
+
+def _fit_vision(
+    model: PreTrainedModel, feature_layer: int, image_size: int | None, notes: list[str]
+) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+    """The encoder's configuration and weights with the layers and the resolution that are used."""
+    layers = model.config.num_hidden_layers
+    used = layers + 1 + feature_layer if feature_layer < 0 else feature_layer
+    if not 1 <= used <= layers:
+        raise ValueError(
+            f"vision_feature_layer={feature_layer} is not one of the encoder's {layers} layers: give -1 (the last) to "
+            f"{-layers}, or 1 to {layers}."
+        )
+    weights = {
+        name: weight
+        for name, weight in model.state_dict().items()
+        if (number := re.search(r"(?:^|\.)layers?\.(\d+)\.", name)) is None or int(number[1]) < used
+    }
+    grid = vision_grid_size(model.config)
+    if image_size is not None and image_size != model.config.image_size:
+        if image_size % model.config.patch_size:
+            raise ValueError(f"image_size={image_size} is not a multiple of the encoder's patch, {model.config.patch_size}.")
+        new_grid = image_size // model.config.patch_size
+        for name, weight in weights.items():
+            if re.search(r"embeddings\.position_embedding(s|\.weight)$", name):
+                table = weight.squeeze(0)
+                prefix = table.shape[0] - grid**2
+                interpolated = torch.cat([table[:prefix], interpolate_grid(table[prefix:], new_grid, new_grid)])
+                weights[name] = interpolated.view(*weight.shape[:-2], *interpolated.shape)
+                notes.append(f"image encoder: position embeddings interpolated from {grid} x {grid} to {new_grid} x {new_grid}")
+    fields = {name: value for name, value in model.config.to_dict().items() if name not in _LAYER_DEPENDENT_FIELDS}
+    fields.update(num_hidden_layers=used, image_size=image_size or model.config.image_size)
+    # Weights that only pre-training of the encoder reads: no loss would reach them.
+    fields.update({name: False for name in ("use_mask_token", "vision_use_head", "use_head") if name in fields})
+    notes.insert(0, f"image encoder: {model.config.model_type}, {used} of {layers} layers")
+    return type(model.config)(**fields), weights
+
+
+def _add_tokens(tokenizer: PreTrainedTokenizerBase, embeddings: int, notes: list[str]) -> PreTrainedTokenizerBase:
+    before = len(tokenizer)
+    missing = [token for token in (*CHAT_TOKENS, IMAGE_TOKEN) if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
+    # Most tokenizers do not cover their model's padded embedding rows; the next free id lies among those.
+    tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
+    added = ", ".join(f"{token} = {tokenizer.convert_tokens_to_ids(token)}" for token in missing) or "none"
+    notes.append(f"tokenizer: {before} tokens keep their ids; added: {added}")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        notes.append(f"tokenizer: had no padding token, pads with {tokenizer.eos_token}")
+    # For generation; the training collator pads on the right.
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def _fit_text(
+    model: PreTrainedModel, vocab_size: int, notes: list[str]
+) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+    """The decoder's configuration and weights with rows for the new tokens; the head's are under `lm_head`."""
+    config = copy.deepcopy(model.config)
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    rows = embeddings.num_embeddings
+    new_rows = max(rows, -(-vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE) - rows if vocab_size > rows else 0
+    base = model.base_model
+    weights = dict(base.state_dict())
+    name = next(name for name, module in base.named_modules() if module is embeddings)
+    weights[f"{name}.weight"] = _extend(weights[f"{name}.weight"], new_rows)
+    weights["lm_head.weight"] = _extend(head.weight.detach(), new_rows)
+    if getattr(head, "bias", None) is not None:
+        weights["lm_head.bias"] = _extend(head.bias.detach(), new_rows)
+    config.vocab_size = rows + new_rows
+    tied = head.weight is embeddings.weight
+    config.tie_word_embeddings = tied
+    notes.append(
+        f"decoder: {config.model_type}, {config.num_hidden_layers} layers, head {'tied' if tied else 'of its own'}; "
+        f"{rows} embedding rows" + (f" and {new_rows} new ones, their mean" if new_rows else "")
+    )
+    return config, weights
+
+
+def _extend(weight: torch.Tensor, rows: int) -> torch.Tensor:
+    if rows == 0:
+        return weight
+    mean = weight.float().mean(dim=0, keepdim=True).to(weight.dtype)
+    return torch.cat([weight, mean.expand(rows, *weight.shape[1:])])
+
+
+def _build(
+    config: MM1Config, vision: dict[str, torch.Tensor], text: dict[str, torch.Tensor], dtype: torch.dtype
+) -> MM1ForConditionalGeneration:
+    state = {f"model.vision_tower.{name}": weight for name, weight in vision.items()}
+    state |= {name if name.startswith("lm_head") else f"model.language_model.{name}": weight for name, weight in text.items()}
+    # Its report would list the new connector and the encoder's unused norm as if something were amiss.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, info = MM1ForConditionalGeneration.from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = [name for name in info["missing_keys"] if not name.startswith("model.connector.")]
+    if missing or info["mismatched_keys"]:
+        raise ValueError(
+            f"The parts do not carry all the weights that their configurations call for. Missing: {missing}; of another "
+            f"shape: {info['mismatched_keys']}."
+        )
+    return model.eval()
+
+
+@torch.no_grad()
+def _check_text_logits(source: PreTrainedModel, model: MM1ForConditionalGeneration) -> None:
+    """Runs a few tokens through both: whatever the decoder's own model does around its layers has to come along."""
+    vocab_size = source.get_input_embeddings().num_embeddings
+    tokens = torch.arange(1, 9, device=source.device).remainder(vocab_size).unsqueeze(0)
+    expected = source(input_ids=tokens).logits.float()
+    given = model(input_ids=tokens.to(model.device)).logits[..., : expected.shape[-1]].float().to(expected.device)
+    # Half precision rounds at another place when the weights were cast; a missing scale or bias is far larger.
+    tolerance = (1e-4 if model.dtype == source.dtype == torch.float32 else 5e-2) * max(1.0, expected.abs().max().item())
+    difference = (given - expected).abs().max().item()
+    if not difference <= tolerance:
+        suspects = [name for name in source.config.to_dict() if re.search(r"scal|multiplier|softcap|bias|logit", name)]
+        raise ValueError(
+            f"Assembled, the {source.config.model_type!r} decoder gives other logits than by itself (they differ by "
+            f"{difference:.3g}). Its model does something that an MM1 does not; of its configuration, these fields are "
+            f"the likely ones: {', '.join(suspects) or 'none by name'}. Use another decoder, or report this one."
+        )
+
+
+def _end_turns(model: MM1ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Generation stops where a turn ends, and never writes an image token."""
+    generation = model.generation_config
+    ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    ends = [*ends, tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(CHAT_TOKENS[1])]
+    generation.eos_token_id = list(dict.fromkeys(end for end in ends if end is not None))
+    generation.pad_token_id = tokenizer.pad_token_id
+    generation.suppress_tokens = [model.config.image_token_id]
+
+
+__all__ = ["assemble"]

@@ -1,0 +1,160 @@
+"""Examples to training batches: padded on the right, with the labels that MM1 learns from."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.feature_extraction_utils import BatchFeature
+
+from mm1_hf.processing_mm1 import MM1Processor
+
+
+IGNORED = -100
+
+
+@dataclass
+class MM1Collator:
+    """
+    Makes a training batch out of examples in TRL's columns: `messages`, or `prompt` and `completion` (both chats), or
+    `text`; each with `images`, a list, where it has any.
+
+    Labels are -100 at image tokens, at the indicators around them, at padding and at a row's first token. Of chats only
+    what the assistant writes is learned, its end mark included; of a prompt and completion only the completion's; of plain
+    text everything.
+
+    Args:
+        processor: the model's own.
+        max_length: longest row in tokens; unset, any. Nothing is truncated.
+
+    Raises:
+        ValueError: a batch that mixes kinds of examples, images that do not fit their places, an example that is longer
+            than `max_length`, or one with nothing to learn.
+    """
+
+    processor: MM1Processor
+    max_length: int | None = None
+
+    def __call__(self, examples: list[dict[str, Any]]) -> BatchFeature:
+        """
+        Returns:
+            `input_ids`, `attention_mask`, `labels` `(batch, sequence)` and, if there are images, `pixel_values`
+            `(tiles, 3, tile, tile)`.
+        """
+        kinds = {_kind(index, example) for index, example in enumerate(examples)}
+        if len(kinds) > 1:
+            raise ValueError(f"A batch holds one kind of example; this one mixes {', '.join(sorted(kinds))}.")
+        (kind,) = kinds
+        images = [list(example.get("images") or []) for example in examples]
+        batch = self._encode_text(examples, images) if kind == "text" else self._encode_chats(examples, images, kind)
+        learned = batch.pop("learned")
+        attention_mask, input_ids = batch["attention_mask"], batch["input_ids"]
+        learned = learned & attention_mask.bool() & (input_ids != self.processor.image_token_id)
+        learned[:, 0] = False
+        self._check_rows(attention_mask.sum(dim=1).tolist(), learned.any(dim=1).tolist())
+        batch["labels"] = torch.where(learned, input_ids, IGNORED)
+        # The order matters: accelerate takes a batch's size from its first entry, and pixel_values has tiles, not rows.
+        names = ("input_ids", "attention_mask", "labels", "pixel_values")
+        return BatchFeature({name: batch[name] for name in names if name in batch})
+
+    def _encode_text(self, examples: list[dict[str, Any]], images: list[list[Any]]) -> dict[str, torch.Tensor]:
+        batch = self.processor(
+            text=[example["text"] for example in examples],
+            images=images if any(images) else None,
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+            return_offsets_mapping=True,
+            return_text_replacement_offsets=True,
+        )
+        learned = batch["attention_mask"].bool()
+        offsets = batch.pop("offset_mapping")
+        for row, replacements in enumerate(batch.pop("text_replacement_offsets")):
+            for start, end in (replacement["new_span"] for replacement in replacements):
+                learned[row] &= ~((offsets[row, :, 0] < end) & (offsets[row, :, 1] > start))
+        return {**batch, "learned": learned}
+
+    def _encode_chats(
+        self, examples: list[dict[str, Any]], images: list[list[Any]], kind: str
+    ) -> dict[str, torch.Tensor]:
+        chats = [
+            example["messages"] if kind == "messages" else [*example["prompt"], *example["completion"]]
+            for example in examples
+        ]
+        chats = [
+            _place_images(index, chat, chat_images)
+            for index, (chat, chat_images) in enumerate(zip(chats, images, strict=True))
+        ]
+        batch = self.processor.apply_chat_template(
+            chats,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            return_assistant_tokens_mask=True,
+            processor_kwargs={"padding": True, "padding_side": "right"},
+        )
+        learned = batch.pop("assistant_masks").bool()
+        if kind != "messages":
+            turns = [sum(message["role"] == "assistant" for message in example["prompt"]) for example in examples]
+            learned = _without_first_turns(learned, turns)
+        return {**batch, "learned": learned}
+
+    def _check_rows(self, lengths: list[int], learned: list[bool]) -> None:
+        for index, (length, learns) in enumerate(zip(lengths, learned, strict=True)):
+            if self.max_length is not None and length > self.max_length:
+                raise ValueError(
+                    f"Sample {index} of the batch has {length} tokens, more than max_length={self.max_length}. Images are "
+                    "never cut: leave the sample out, split its images into fewer tiles, or allow longer rows."
+                )
+            if not learns:
+                raise ValueError(
+                    f"Sample {index} of the batch has nothing to learn from: a chat needs an assistant's turn, and a text "
+                    "something after its images."
+                )
+
+
+def _kind(index: int, example: dict[str, Any]) -> str:
+    if "messages" in example:
+        return "messages"
+    if "prompt" in example and "completion" in example:
+        if not all(isinstance(example[part], list) for part in ("prompt", "completion")):
+            raise ValueError(f"Sample {index} of the batch: prompt and completion must be chats, lists of messages.")
+        return "prompt and completion"
+    if "text" in example:
+        return "text"
+    raise ValueError(
+        f"Sample {index} of the batch has the columns {sorted(example)}; give it messages, or prompt and completion, or "
+        "text, and images beside."
+    )
+
+
+def _without_first_turns(learned: torch.Tensor, turns: list[int]) -> torch.Tensor:
+    """The mask `(batch, sequence)` without each row's first assistant turns, those that its prompt holds."""
+    previous = torch.nn.functional.pad(learned[:, :-1], (1, 0))
+    turn = (learned & ~previous).cumsum(dim=1)
+    return learned & (turn > torch.tensor(turns).unsqueeze(1))
+
+
+def _place_images(index: int, chat: list[dict[str, Any]], images: list[Any]) -> list[dict[str, Any]]:
+    """A chat with its images as parts: in the places that it has for them, or before the first user's words."""
+    chat = [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message["content"], str)
+        else {**message, "content": [dict(part) for part in message["content"]]}
+        for message in chat
+    ]
+    places = [part for message in chat for part in message["content"] if part["type"] == "image"]
+    empty = [part for part in places if not any(part.get(key) is not None for key in ("image", "url", "path", "base64"))]
+    if images and not places:
+        first_user = next((message for message in chat if message["role"] == "user"), None)
+        if first_user is None:
+            raise ValueError(f"Sample {index} of the batch has images, but no user turn to put them into.")
+        empty = [{"type": "image"} for _ in images]
+        first_user["content"][:0] = empty
+    if len(empty) != len(images):
+        raise ValueError(
+            f"Sample {index} of the batch has {len(images)} images, but its chat has {len(empty)} places for one "
+            "(parts of type 'image' without an image of their own)."
+        )
+    for part, image in zip(empty, images, strict=True):
+        part["image"] = image
+    return chat
