@@ -41,7 +41,8 @@ class MM1ConnectorConfig(PreTrainedConfig):
         grid_size (`int`, *optional*):
             Patches along one side of a tile at the configured resolution. [`MM1Config`] fills it in. The C-Abstractor's
             position embedding has this grid and is interpolated for any other.
-        initializer_range (`float`, defaults to 0.02): standard deviation of the initial weights.
+        initializer_range (`float`, defaults to 0.02):
+            Standard deviation of the initial position embedding and queries (Honeybee's truncated normal).
 
     Raises:
         ValueError: a depth outside 0 to 3, a number of tokens that the connector cannot produce.

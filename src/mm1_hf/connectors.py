@@ -33,7 +33,7 @@ def square_side(patches: torch.Tensor) -> int:
     return round(patches.shape[1] ** 0.5)
 
 
-class ChannelNorm(nn.LayerNorm):
+class LayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channels of `(batch, channels, height, width)`."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False
         )
-        self.norm = ChannelNorm(out_channels, eps=1e-5)
+        self.norm = LayerNorm2d(out_channels, eps=1e-5)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.norm(self.conv(features))

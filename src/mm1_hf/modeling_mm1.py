@@ -234,9 +234,9 @@ class MM1Model(MM1PreTrainedModel):
         outputs = self.language_model(inputs_embeds=inputs_embeds, **text_inputs, **kwargs)
         return MM1ModelOutput(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            past_key_values=getattr(outputs, "past_key_values", None),
             hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            attentions=getattr(outputs, "attentions", None),
             router_logits=getattr(outputs, "router_logits", None),
             image_hidden_states=image_tokens,
         )

@@ -10,6 +10,8 @@ from transformers import (
     AutoProcessor,
 )
 from transformers.models.auto import modeling_auto
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import is_torchvision_available
 
 from .configuration_mm1 import MM1Config, MM1ConnectorConfig, MM1TextConfig
 from .image_processing_mm1 import MM1ImageProcessor
@@ -52,3 +54,7 @@ def register() -> None:
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["mm1_text"] = "MM1TextForCausalLM"
     modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["mm1"] = "MM1ForConditionalGeneration"
     modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["mm1"] = "MM1ForConditionalGeneration"
+
+    if not is_torchvision_available():
+        task = PIPELINE_REGISTRY.supported_tasks["any-to-any"]
+        task["impl"] = "mm1_hf.pipelines.MM1AnyToAnyPipeline"

@@ -1,0 +1,53 @@
+"""The `mm1` command: few verbs, each a thin call into the package."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's verbs and options. A test pins them, so that a new one is a decision."""
+    parser = argparse.ArgumentParser(prog="mm1", description="MM1 and MM1.5 on Hugging Face.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    quickstart = verbs.add_parser(
+        "quickstart", help="assemble an MM1 from embedded parts, teach it easy-VQA, measure it and write a report"
+    )
+    quickstart.add_argument("--output", default="quickstart-mm1", metavar="DIR", help="where the model and report go")
+    quickstart.add_argument("--steps", type=_positive, default=647, metavar="N", help="training steps (default: 647)")
+    quickstart.add_argument(
+        "--questions", type=_positive, default=1000, metavar="N", help="held-out questions at least (default: 1000)"
+    )
+    quickstart.add_argument("--seed", type=int, default=0, metavar="N", help="of the training's random draws")
+
+    ask = verbs.add_parser("ask", help="answer one question about a picture with a saved model")
+    ask.add_argument("--model", required=True, metavar="DIR", help="a saved model's folder or Hub id")
+    ask.add_argument("--image", required=True, metavar="FILE", help="a picture's file or URL")
+    ask.add_argument("question")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status, 2 where the user has to mend something."""
+    options = vars(build_parser().parse_args(arguments))
+    verb = options.pop("verb")
+    try:
+        if verb == "quickstart":
+            from mm1_hf.cli.quickstart import quickstart
+
+            quickstart(**options)
+        elif verb == "ask":
+            from mm1_hf.cli.ask import ask
+
+            ask(**options)
+    except (ValueError, OSError) as error:
+        print(f"mm1 {verb}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number

@@ -1,0 +1,47 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+SUITES := .test-suites
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: help setup quickstart test lint format docs clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## Create .venv with pinned dependencies and the parts of the quickstart
+
+$(READY): pyproject.toml constraints.txt parts.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mm1_hf needs Python 3.11 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[quickstart,dev]'
+	$(BIN)/pip install --quiet --no-deps -r parts.txt
+	@touch $@
+
+quickstart: $(READY)  ## Assemble an MM1, teach it to answer questions about pictures, and write a report
+	$(BIN)/mm1 quickstart
+
+test: $(READY) $(SUITES)/.ready  ## Run all tests, transformers' own common suites among them
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --ignore=tests/common
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=$(SUITES)/transformers $(BIN)/python -m pytest -q -n 2 tests/common
+
+$(SUITES)/.ready: $(READY) tests/common/fetch_suites.py
+	$(BIN)/python tests/common/fetch_suites.py $(SUITES)
+	@touch $@
+
+lint: $(READY)  ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## Mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(READY)  ## Write the generated pages of docs/
+	$(BIN)/python -m mm1_hf.parameters > docs/presets.md
+
+clean:  ## Remove what make created
+	rm -rf .venv $(SUITES) quickstart-mm1

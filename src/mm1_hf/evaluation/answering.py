@@ -1,0 +1,55 @@
+"""Short answers to questions about pictures, in batches."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
+from mm1_hf.processing_mm1 import MM1Processor
+
+
+def chat(question: str, answer: str | None = None) -> list[dict]:
+    """A question about one picture as a chat, with its answer for training."""
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    if answer is not None:
+        messages.append({"role": "assistant", "content": answer})
+    return messages
+
+
+@torch.no_grad()
+def answer(
+    model: MM1ForConditionalGeneration,
+    processor: MM1Processor,
+    pairs: Sequence[tuple[Image.Image, str]],
+    *,
+    max_new_tokens: int = 8,
+    batch_size: int = 64,
+    description: str | None = None,
+) -> list[str]:
+    """
+    Answers questions greedily.
+
+    Args:
+        pairs: pictures with a question each.
+        max_new_tokens: longest answer in tokens.
+        description: label of the progress bar; without one there is no bar.
+    """
+    answers = []
+    with tqdm(total=len(pairs), desc=description, unit="question", disable=description is None) as bar:
+        for start in range(0, len(pairs), batch_size):
+            chunk = pairs[start : start + batch_size]
+            inputs = processor.apply_chat_template(
+                [chat(question) for _, question in chunk],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                processor_kwargs={"images": [[image] for image, _ in chunk], "padding": True},
+            ).to(model.device, model.dtype)
+            tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            texts = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            answers.extend(text.strip() for text in texts)
+            bar.update(len(chunk))
+    return answers

@@ -1,0 +1,140 @@
+"""The quickstart's fine-tuning: LoRA on the decoder and the connector whole, on features that the frozen encoder computes
+once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainingArguments
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from mm1_hf.data.collation import MM1Collator
+from mm1_hf.evaluation.answering import chat
+from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
+from mm1_hf.processing_mm1 import MM1Processor
+from mm1_hf.quickstart.easy_vqa import Picture, Question
+from mm1_hf.vision import encode
+
+
+Batch = list[tuple[Picture, list[Question]]]
+
+
+@torch.no_grad()
+def encode_pictures(
+    model: MM1ForConditionalGeneration, processor: MM1Processor, pictures: Sequence[Picture], batch_size: int = 64
+) -> dict[int, torch.Tensor]:
+    """
+    The frozen encoder's patches of every picture, `(patches, width)`, by the picture's id. One tile per picture: the
+    quickstart's are small.
+    """
+    tower = model.model.vision_tower
+    features = {}
+    with tqdm(total=len(pictures), desc="Encoding pictures", unit="picture") as bar:
+        for start in range(0, len(pictures), batch_size):
+            chunk = pictures[start : start + batch_size]
+            pixels = processor.image_processor([picture.image() for picture in chunk], return_tensors="pt")
+            _, patches = encode(
+                tower,
+                pixels["pixel_values"].to(tower.device),
+                layer=model.config.vision_feature_layer,
+                final_norm=model.config.vision_feature_norm,
+            )
+            features.update(zip((picture.image_id for picture in chunk), patches.cpu(), strict=True))
+            bar.update(len(chunk))
+    return features
+
+
+class BatchDataset(Dataset):
+    """Ready batches of pictures with their questions, one per training step."""
+
+    def __init__(self, batches: list[Batch]):
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.batches[index]
+
+
+@dataclass
+class CachedFeaturesCollator:
+    """Turns a batch of pictures into one row per question, with the pictures' features in place of their pixels."""
+
+    processor: MM1Processor
+    features: dict[int, torch.Tensor]
+
+    def __call__(self, batches: list[Batch]) -> dict[str, torch.Tensor]:
+        (batch,) = batches
+        examples, rows = [], []
+        for index, (picture, questions) in enumerate(batch):
+            image = picture.image()
+            for question in questions:
+                examples.append({"messages": chat(question.text, question.answer), "images": [image]})
+                rows.append(index)
+        inputs = dict(MM1Collator(self.processor)(examples))
+        del inputs["pixel_values"]
+        inputs["picture_features"] = torch.stack([self.features[picture.image_id] for picture, _ in batch])
+        inputs["picture_of_row"] = torch.tensor(rows)
+        return inputs
+
+
+class CachedFeaturesTrainer(Trainer):
+    """`Trainer` that starts at the connector: what comes before it is frozen and was computed once."""
+
+    def compute_loss(self, model: PeftModel, inputs: dict, **kwargs):
+        inputs = dict(inputs)
+        features, rows = inputs.pop("picture_features"), inputs.pop("picture_of_row")
+        tokens = self.accelerator.unwrap_model(model).get_base_model().model.connector(features)
+        inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=tokens[rows])}
+        return super().compute_loss(model, inputs, **kwargs)
+
+
+def training_arguments(output_dir: str, steps: int, seed: int) -> TrainingArguments:
+    """The quickstart's recipe: AdamW at 1e-3, a short warm-up, cosine to 0 over exactly `steps` steps, bfloat16."""
+    return TrainingArguments(
+        output_dir=output_dir,
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        learning_rate=1e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(20, steps // 4),
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=max(1, min(10, steps // 10)),
+        save_strategy="no",
+        report_to="none",
+        remove_unused_columns=False,
+        accelerator_config={"dispatch_batches": False, "split_batches": False},
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=seed,
+    )
+
+
+def train(
+    model: PeftModel,
+    processor: MM1Processor,
+    features: dict[int, torch.Tensor],
+    batches: list[Batch],
+    output_dir: str,
+    seed: int,
+) -> list[tuple[int, float]]:
+    """
+    Trains one step per batch.
+
+    Returns:
+        The training loss over time, as steps and losses.
+    """
+    trainer = CachedFeaturesTrainer(
+        model=model,
+        args=training_arguments(output_dir, len(batches), seed),
+        train_dataset=BatchDataset(batches),
+        data_collator=CachedFeaturesCollator(processor, features),
+    )
+    trainer.train()
+    return [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
