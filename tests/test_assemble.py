@@ -190,6 +190,18 @@ def test_generation_ends_turns_and_writes_no_image_tokens():
     assert processor.image_token_id not in tokens
 
 
+@pytest.mark.parametrize("source", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("target", [None, torch.float32, torch.bfloat16])
+def test_weights_are_cast_and_rotary_frequencies_are_not(source, target):
+    decoder = tiny_decoder().to(source)
+    model, _ = assemble(
+        tiny_vision(), decoder, CONNECTOR, tokenizer=byte_tokenizer(), dtype=target, verbose=False
+    )
+    assert {parameter.dtype for parameter in model.parameters()} == {target or source}
+    frequencies = model.model.language_model.rotary_emb.inv_freq
+    assert torch.equal(frequencies, tiny_decoder().model.rotary_emb.inv_freq)
+
+
 def test_the_new_connector_is_initialised():
     """Loading builds it in memory that holds whatever was there before."""
     for _ in range(3):

@@ -265,8 +265,8 @@ class MM1Model(MM1PreTrainedModel):
         on that path it keeps them apart itself, sliding windows included."""
         if use_cache is None:
             use_cache = self.config.text_config.use_cache and not self.training
-        if segment_ids is None and self.training and position_ids is not None and past_key_values is None:
-            segment_ids = segments_from_positions(position_ids.expand(inputs_embeds.shape[:2]), attention_mask)
+        if segment_ids is None and self.training and past_key_values is None:
+            segment_ids = segments_from_positions(position_ids, attention_mask, inputs_embeds.shape[:2])
         if segment_ids is None:
             return {
                 "attention_mask": attention_mask,

@@ -387,8 +387,8 @@ class MM1TextModel(MM1TextPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
 
-        if segment_ids is None and self.training and position_ids is not None and past_key_values is None:
-            segment_ids = segments_from_positions(position_ids.expand(inputs_embeds.shape[:2]), attention_mask)
+        if segment_ids is None and self.training and past_key_values is None:
+            segment_ids = segments_from_positions(position_ids, attention_mask, inputs_embeds.shape[:2])
         if segment_ids is not None:
             require_no_cache(past_key_values)
             segment_ids = mask_padding(segment_ids, attention_mask)

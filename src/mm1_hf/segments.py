@@ -33,21 +33,25 @@ def segment_positions(segment_ids: torch.Tensor) -> torch.Tensor:
     return index - start
 
 
-def segments_from_positions(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+def segments_from_positions(
+    position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, shape: torch.Size
+) -> torch.Tensor | None:
     """
-    The segments that restarting `position_ids` `(batch, sequence)` stand for; positions outside `attention_mask` are
-    padding.
+    The segments `(batch, sequence)` that restarting `position_ids` stand for; positions outside `attention_mask` are
+    padding. There are none without positions, or where a four-dimensional mask says already who sees whom.
 
     Example:
 
     ```python
     >>> import torch
-    >>> segments_from_positions(torch.tensor([[0, 1, 2, 0, 1]]), None).tolist()
+    >>> segments_from_positions(torch.tensor([[0, 1, 2, 0, 1]]), None, (1, 5)).tolist()
     [[1, 1, 1, 2, 2]]
 
     ```
     """
-    return mask_padding(_starts(position_ids, step=1).cumsum(dim=1), attention_mask)
+    if position_ids is None or (attention_mask is not None and attention_mask.dim() != 2):
+        return None
+    return mask_padding(_starts(position_ids.expand(shape), step=1).cumsum(dim=1), attention_mask)
 
 
 def mask_padding(segment_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

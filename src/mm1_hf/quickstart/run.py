@@ -14,14 +14,14 @@ from peft import get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
-from mm1_hf.assemble import assemble
+from mm1_hf.assemble import assemble, cast_parameters
 from mm1_hf.configuration_mm1 import MM1ConnectorConfig
 from mm1_hf.evaluation.answering import answer
 from mm1_hf.parameters import parameter_table
 from mm1_hf.quickstart.easy_vqa import Picture, Question, epoch_batches, load_split, majority_answers
 from mm1_hf.quickstart.parts import load_decoder, load_vision_encoder
 from mm1_hf.quickstart.report import Example, KindAccuracy, QuickstartResults, write_report
-from mm1_hf.quickstart.training import Batch, encode_pictures, train
+from mm1_hf.quickstart.training import Batch, encode_pictures, faster_dtype, train
 from mm1_hf.training.lora import lora_config
 
 
@@ -52,6 +52,7 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
     torch.manual_seed(seed)
     folder, seconds = Path(output), {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = faster_dtype(device)
 
     with _timed(seconds, "assemble"):
         decoder, tokenizer = load_decoder()
@@ -62,10 +63,10 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
             tokenizer=tokenizer,
             image_size=_IMAGE_SIZE,
             vision_feature_layer=_FEATURE_LAYER,
-            dtype=torch.bfloat16,
+            dtype=dtype,
         )
-    # The frozen parts run in bfloat16; what is trained keeps full precision.
-    model.to(device).model.connector.float()
+    # Whatever the frozen parts run in, what is trained keeps full precision.
+    cast_parameters(model.to(device).model.connector, torch.float32)
     trainable = get_peft_model(model, lora_config(model, "decoder+connector", r=16))
     print(f"\n{parameter_table(trainable)}\n")
 
@@ -75,11 +76,12 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
         used = {picture.image_id: picture for batch in batches for picture, _ in batch}
         features = encode_pictures(model, processor, list(used.values()))
     with _timed(seconds, "train"):
-        losses = train(trainable, processor, features, batches, str(folder / "training"), seed)
+        losses = train(trainable, processor, features, batches, str(folder / "training"), seed, dtype)
 
     with _timed(seconds, "merge, save and reload"):
         parameters = _parts(trainable)
-        merged = trainable.merge_and_unload().to(torch.bfloat16)
+        merged = trainable.merge_and_unload()
+        cast_parameters(merged, dtype)
         merged.save_pretrained(folder)
         processor.save_pretrained(folder)
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").to(device).eval()
@@ -97,7 +99,7 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
             losses=losses,
             examples=examples,
             seconds=seconds,
-            environment=_environment(device, steps, seed),
+            environment=_environment(device, dtype, steps, seed),
             model_dir=str(folder),
         ),
     )
@@ -187,10 +189,10 @@ def _parts(model) -> list[tuple[str, int, int]]:
     return [(part, total, trained) for part, (total, trained) in totals.items()]
 
 
-def _environment(device: torch.device, steps: int, seed: int) -> dict[str, str]:
+def _environment(device: torch.device, dtype: torch.dtype, steps: int, seed: int) -> dict[str, str]:
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     versions = {name: version(name) for name in ("mm1_hf", "transformers", "torch", "peft")}
-    return {"hardware": hardware, "python": platform.python_version(), **versions, "steps": str(steps), "seed": str(seed)}
+    return {"hardware": hardware, "precision": str(dtype).removeprefix("torch."), "python": platform.python_version(), **versions, "steps": str(steps), "seed": str(seed)}
 
 
 @contextmanager

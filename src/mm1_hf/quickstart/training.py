@@ -1,6 +1,7 @@
 """The quickstart's fine-tuning: LoRA on the decoder and the connector whole, on features that the frozen encoder computes
 once."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,11 +12,12 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from mm1_hf.data.collation import MM1Collator
+from mm1_hf.data.collation import IGNORED, MM1Collator
 from mm1_hf.evaluation.answering import chat
 from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
 from mm1_hf.processing_mm1 import MM1Processor
 from mm1_hf.quickstart.easy_vqa import Picture, Question
+from mm1_hf.quickstart.folding import fold_rows
 from mm1_hf.vision import encode
 
 
@@ -62,23 +64,28 @@ class BatchDataset(Dataset):
 
 @dataclass
 class CachedFeaturesCollator:
-    """Turns a batch of pictures into one row per question, with the pictures' features in place of their pixels."""
+    """Turns a batch of pictures into one folded row of questions, with the pictures' features in place of their pixels."""
 
     processor: MM1Processor
     features: dict[int, torch.Tensor]
 
     def __call__(self, batches: list[Batch]) -> dict[str, torch.Tensor]:
         (batch,) = batches
-        examples, rows = [], []
+        examples, pictures = [], []
         for index, (picture, questions) in enumerate(batch):
             image = picture.image()
             for question in questions:
                 examples.append({"messages": chat(question.text, question.answer), "images": [image]})
-                rows.append(index)
-        inputs = dict(MM1Collator(self.processor)(examples))
-        del inputs["pixel_values"]
+                pictures.append(index)
+        rows = MM1Collator(self.processor)(examples)
+        lengths = rows["attention_mask"].sum(dim=1).tolist()
+        inputs = fold_rows(
+            [row[:length] for row, length in zip(rows["input_ids"], lengths, strict=True)],
+            [row[:length] for row, length in zip(rows["labels"], lengths, strict=True)],
+            groups=pictures,
+            ignored=IGNORED,
+        )
         inputs["picture_features"] = torch.stack([self.features[picture.image_id] for picture, _ in batch])
-        inputs["picture_of_row"] = torch.tensor(rows)
         return inputs
 
 
@@ -87,14 +94,33 @@ class CachedFeaturesTrainer(Trainer):
 
     def compute_loss(self, model: PeftModel, inputs: dict, **kwargs):
         inputs = dict(inputs)
-        features, rows = inputs.pop("picture_features"), inputs.pop("picture_of_row")
-        tokens = self.accelerator.unwrap_model(model).get_base_model().model.connector(features)
-        inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=tokens[rows])}
+        connector = self.accelerator.unwrap_model(model).get_base_model().model.connector
+        tokens = connector(inputs.pop("picture_features"))
+        inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
         return super().compute_loss(model, inputs, **kwargs)
 
 
-def training_arguments(output_dir: str, steps: int, seed: int) -> TrainingArguments:
-    """The quickstart's recipe: AdamW at 1e-3, a short warm-up, cosine to 0 over exactly `steps` steps, bfloat16."""
+def faster_dtype(device: torch.device) -> torch.dtype:
+    """
+    bfloat16 or float32, whichever multiplies matrices faster. GPUs and newer CPUs have units for bfloat16; CPUs without
+    them emulate it, at a tenth of float32's speed.
+    """
+    if device.type != "cpu":
+        return torch.bfloat16
+
+    def seconds(dtype: torch.dtype) -> float:
+        matrix = torch.ones(512, 512, dtype=dtype)
+        matrix @ matrix
+        start = time.perf_counter()
+        for _ in range(5):
+            matrix @ matrix
+        return time.perf_counter() - start
+
+    return min((torch.bfloat16, torch.float32), key=seconds)
+
+
+def training_arguments(output_dir: str, steps: int, seed: int, dtype: torch.dtype) -> TrainingArguments:
+    """The quickstart's recipe: AdamW at 1e-3, a short warm-up, cosine to 0 over exactly `steps` steps."""
     return TrainingArguments(
         output_dir=output_dir,
         max_steps=steps,
@@ -104,7 +130,7 @@ def training_arguments(output_dir: str, steps: int, seed: int) -> TrainingArgume
         warmup_steps=min(20, steps // 4),
         weight_decay=0.0,
         max_grad_norm=1.0,
-        bf16=True,
+        bf16=dtype is torch.bfloat16,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=max(1, min(10, steps // 10)),
         save_strategy="no",
@@ -123,16 +149,17 @@ def train(
     batches: list[Batch],
     output_dir: str,
     seed: int,
+    dtype: torch.dtype,
 ) -> list[tuple[int, float]]:
     """
-    Trains one step per batch.
+    Trains one step per batch, computing in `dtype`.
 
     Returns:
         The training loss over time, as steps and losses.
     """
     trainer = CachedFeaturesTrainer(
         model=model,
-        args=training_arguments(output_dir, len(batches), seed),
+        args=training_arguments(output_dir, len(batches), seed, dtype),
         train_dataset=BatchDataset(batches),
         data_collator=CachedFeaturesCollator(processor, features),
     )

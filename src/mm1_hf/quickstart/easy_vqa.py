@@ -1,0 +1,102 @@
+"""easy-VQA: 5,000 drawn pictures of one coloured shape each, with questions (MIT; Zhou, 2019)."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from mm1_hf.quickstart.parts import package_folder
+
+
+Kind = Literal["shape", "colour", "yes/no"]
+
+_SHAPES = frozenset({"circle", "rectangle", "triangle"})
+_COLOURS = frozenset({"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"})
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a picture, with its answer."""
+
+    text: str
+    answer: str
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of 64 x 64 pixels with all its questions."""
+
+    image_id: int
+    path: Path
+    questions: tuple[Question, ...]
+
+    def image(self) -> Image.Image:
+        """The picture itself, RGB."""
+        with Image.open(self.path) as image:
+            return image.convert("RGB")
+
+
+def load_split(split: Literal["train", "test"]) -> list[Picture]:
+    """
+    The published training or test split, by the pictures' ids.
+
+    Raises:
+        ValueError: the package that carries it is not installed.
+    """
+    folder = package_folder("easy_vqa", "easy-vqa==1.0") / "data" / split
+    questions: dict[int, list[Question]] = {}
+    for text, answer, image_id in json.loads((folder / "questions.json").read_text(encoding="utf-8")):
+        questions.setdefault(image_id, []).append(Question(text, answer, kind_of(answer)))
+    return [
+        Picture(image_id, folder / "images" / f"{image_id}.png", tuple(asked))
+        for image_id, asked in sorted(questions.items())
+    ]
+
+
+def kind_of(answer: str) -> Kind:
+    """
+    What a question asks for, told by its answer.
+
+    Raises:
+        ValueError: no question of easy-VQA has this answer.
+    """
+    if answer in ("yes", "no"):
+        return "yes/no"
+    if answer in _SHAPES:
+        return "shape"
+    if answer in _COLOURS:
+        return "colour"
+    raise ValueError(f"No question of easy-VQA has the answer {answer!r}; is this another version of the data?")
+
+
+def epoch_batches(
+    pictures: Sequence[Picture], pictures_per_batch: int = 4, max_yes_no: int = 3, seed: int = 0
+) -> Iterator[list[tuple[Picture, list[Question]]]]:
+    """
+    One pass over the pictures in random order, in full batches. Each picture brings all its open questions and at most
+    `max_yes_no` of the others, which are many and teach less.
+    """
+    draw = random.Random(seed)
+    order = draw.sample(pictures, len(pictures))
+    for start in range(0, len(order) - pictures_per_batch + 1, pictures_per_batch):
+        batch = []
+        for picture in order[start : start + pictures_per_batch]:
+            open_questions = [question for question in picture.questions if question.kind != "yes/no"]
+            yes_no = [question for question in picture.questions if question.kind == "yes/no"]
+            batch.append((picture, open_questions + draw.sample(yes_no, min(max_yes_no, len(yes_no)))))
+        yield batch
+
+
+def majority_answers(pictures: Sequence[Picture]) -> dict[Kind, str]:
+    """The most frequent answer to each kind of question."""
+    answers: dict[Kind, Counter[str]] = {}
+    for picture in pictures:
+        for question in picture.questions:
+            answers.setdefault(question.kind, Counter())[question.answer] += 1
+    return {kind: counts.most_common(1)[0][0] for kind, counts in answers.items()}
