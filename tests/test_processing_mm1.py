@@ -50,7 +50,9 @@ def test_flat_and_nested_images_land_in_the_same_places(images):
     texts = ["<image>x", "y", "<image><image>z"]
     inputs = PROCESSOR(text=texts, images=images, padding=True, return_tensors="pt")
     assert count_image_tokens(inputs) == [4, 0, 8]
-    one_by_one = [PROCESSOR.image_processor([image], return_tensors="pt")["pixel_values"] for image in (RED, BLUE, RED)]
+    one_by_one = [
+        PROCESSOR.image_processor([image], return_tensors="pt")["pixel_values"] for image in (RED, BLUE, RED)
+    ]
     torch.testing.assert_close(inputs["pixel_values"], torch.cat(one_by_one), rtol=0, atol=0)
 
 
@@ -155,7 +157,9 @@ def test_words_never_become_special_tokens(role, pieces, as_parts, tokenize):
 def test_paths_and_urls_are_not_rewritten(tmp_path):
     path = tmp_path / "a<image>b.png"
     RED.save(path)
-    inputs = PROCESSOR.apply_chat_template([user({"type": "image", "path": str(path)})], tokenize=True, return_dict=True)
+    inputs = PROCESSOR.apply_chat_template(
+        [user({"type": "image", "path": str(path)})], tokenize=True, return_dict=True
+    )
     assert count_image_tokens(inputs) == [4]
 
 

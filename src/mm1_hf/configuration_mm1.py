@@ -65,11 +65,15 @@ class MM1ConnectorConfig(PreTrainedConfig):
         if self.num_tokens is None and self.connector_type not in _UNREDUCED:
             self.num_tokens = _PAPER_TOKENS
         super().__post_init__(**kwargs)
+        # Here too, because what `@strict` raises afterwards is no ValueError.
+        self.validate_architecture()
 
     def validate_architecture(self):
         """Checks what the connector's own fields say of each other; part of `@strict`'s validation."""
         if not 0 <= self.depth <= 3:
             raise ValueError(f"The connector's depth is {self.depth}; give 0, 1, 2 or 3 (the paper's).")
+        if self.num_tokens is not None and self.num_tokens < 1:
+            raise ValueError(f"A tile becomes at least one token; got num_tokens={self.num_tokens}.")
         if self.connector_type in ("c_abstractor", "average") and round(self.num_tokens**0.5) ** 2 != self.num_tokens:
             raise ValueError(
                 f"A {self.connector_type} connector pools to a square grid, so its number of tokens must be a square "
@@ -216,6 +220,11 @@ class MM1TextConfig(PreTrainedConfig):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(
+                    f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads="
+                    f"{self.num_attention_heads}. Give head_dim if the heads are to be of another width."
+                )
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.attention_output_bias is None:
             self.attention_output_bias = self.attention_bias
@@ -226,7 +235,21 @@ class MM1TextConfig(PreTrainedConfig):
             "AutoModel": "modeling_mm1_text.MM1TextModel",
             "AutoModelForCausalLM": "modeling_mm1_text.MM1TextForCausalLM",
         }
+        # Rules that match nothing make transformers warn, so the plans name only what this decoder has.
+        absent = [] if self.qk_norm else [".q_norm", ".k_norm"]
+        if not self.num_experts:
+            absent.append(".mlp.experts")
+            self.base_model_ep_plan = None
+        elif self.moe_layer_period == 1:
+            absent += [".mlp.gate_proj", ".mlp.up_proj", ".mlp.down_proj"]
+        self.base_model_tp_plan = {
+            name: style
+            for name, style in type(self).base_model_tp_plan.items()
+            if not any(part in name for part in absent)
+        }
         super().__post_init__(**kwargs)
+        # Here too, because what `@strict` raises afterwards is no ValueError.
+        self.validate_architecture()
 
     def validate_architecture(self):
         """Checks what the decoder's fields say of each other; part of `@strict`'s validation."""
@@ -238,9 +261,9 @@ class MM1TextConfig(PreTrainedConfig):
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even: the rotary embedding turns pairs.")
         if self.num_experts:
-            if self.num_experts_per_tok > self.num_experts:
+            if not 1 <= self.num_experts_per_tok <= self.num_experts:
                 raise ValueError(
-                    f"num_experts_per_tok={self.num_experts_per_tok} is more than num_experts={self.num_experts}."
+                    f"num_experts_per_tok={self.num_experts_per_tok} must be from 1 to num_experts={self.num_experts}."
                 )
             if not 1 <= self.moe_layer_period <= self.num_hidden_layers:
                 raise ValueError(
@@ -332,6 +355,8 @@ class MM1Config(PreTrainedConfig):
             "AutoModel": "modeling_mm1.MM1Model",
             "AutoModelForImageTextToText": "modeling_mm1.MM1ForConditionalGeneration",
         }
+        # Here too, because what `@strict` raises afterwards is no ValueError.
+        self.validate_architecture()
 
     def validate_architecture(self):
         """Checks that the parts fit each other; part of `@strict`'s validation."""
@@ -372,22 +397,27 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in _PRESETS.glob("*.json"))
 
 
-def vision_grid_size(vision_config: PreTrainedConfig) -> int:
+def vision_sizes(vision_config: PreTrainedConfig) -> tuple[int, int]:
     """
-    Patches along one side of a tile at the encoder's configured resolution.
+    The sides of an encoder's image and of its patches, in pixels.
 
     Raises:
         ValueError: the configuration is not that of a square-image patch encoder.
     """
-    image_size, patch_size = getattr(vision_config, "image_size", None), getattr(vision_config, "patch_size", None)
-    image_size = image_size[0] if isinstance(image_size, list | tuple) and len(set(image_size)) == 1 else image_size
-    patch_size = patch_size[0] if isinstance(patch_size, list | tuple) and len(set(patch_size)) == 1 else patch_size
-    if not isinstance(image_size, int) or not isinstance(patch_size, int):
+    sizes = [getattr(vision_config, name, None) for name in ("image_size", "patch_size")]
+    sizes = [size[0] if isinstance(size, list | tuple) and len(set(size)) == 1 else size for size in sizes]
+    if not all(isinstance(size, int) for size in sizes):
         raise ValueError(
             f"An MM1's image encoder sees square tiles cut into square patches; the {vision_config.model_type!r} "
-            f"configuration has image_size={image_size} and patch_size={patch_size}. Use a vision transformer such as "
+            f"configuration has image_size={sizes[0]} and patch_size={sizes[1]}. Use a vision transformer such as "
             "CLIP, SigLIP, AIMv2 or DINOv2."
         )
+    return tuple(sizes)
+
+
+def vision_grid_size(vision_config: PreTrainedConfig) -> int:
+    """Patches along one side of a tile at the encoder's configured resolution."""
+    image_size, patch_size = vision_sizes(vision_config)
     return image_size // patch_size
 
 

@@ -17,7 +17,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 from transformers.utils.generic import accepts_precomputed_kwargs, merge_with_config_defaults
 
-from .configuration_mm1 import MM1Config, MM1TextConfig
+from .configuration_mm1 import MM1Config, MM1TextConfig, vision_sizes
 from .connectors import AttentionPooling, CAbstractor, build_connector
 from .losses import live_targets
 from .modeling_mm1_text import (
@@ -247,7 +247,7 @@ class MM1Model(MM1PreTrainedModel):
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return inputs_embeds
         config = self.config.vision_config
-        side = self.config.connector_config.grid_size * config.patch_size
+        side = vision_sizes(config)[0]
         black = inputs_embeds.new_zeros(1, getattr(config, "num_channels", 3), side, side)
         tokens = self.get_image_features(black, return_dict=True).pooler_output
         return inputs_embeds + 0 * tokens.sum().to(inputs_embeds.dtype)
@@ -278,7 +278,7 @@ class MM1Model(MM1PreTrainedModel):
         segment_ids = mask_padding(segment_ids, attention_mask)
         if isinstance(self.language_model, MM1TextModel):
             return {"segment_ids": segment_ids, "position_ids": position_ids, "use_cache": False}
-        refuse_recurrent(self.language_model)
+        require_packed_path(self.language_model)
         return {
             "attention_mask": None,
             "position_ids": segment_positions(segment_ids),
@@ -449,18 +449,39 @@ def num_experts(text_config: PreTrainedConfig) -> int:
     return getattr(text_config, "num_experts", None) or getattr(text_config, "num_local_experts", None) or 0
 
 
-def refuse_recurrent(decoder: PreTrainedModel) -> None:
+@torch.no_grad()
+def require_packed_path(decoder: PreTrainedModel) -> None:
     """
+    Tries a decoder once: of two rows with restarting positions, equal in their second example only, it must make the same
+    of that example. Recurrent and hybrid decoders carry a state from one example into the next; others (OPT, BLOOM, Falcon,
+    gpt-oss) leave the positions out of their mask and would leak without a word.
+
     Raises:
-        ValueError: the decoder carries a state along the row, which would flow from one segment into the next.
+        ValueError: the decoder does not keep the segments of a packed row apart.
     """
-    layer_types = set(getattr(decoder.config, "layer_types", None) or ())
-    recurrent = layer_types - {"full_attention", "sliding_attention", "chunked_attention"}
-    if recurrent or decoder._is_stateful:
+    if not hasattr(decoder, "_mm1_packs"):
+        weight = decoder.get_input_embeddings().weight
+        noise = torch.randn(2, 1, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
+        rows = torch.cat([noise, noise[:1].expand(2, -1, -1)], dim=1).to(weight.device, weight.dtype)
+        training = [module for module in decoder.modules() if module.training]
+        decoder.eval()
+        outputs = decoder(
+            inputs_embeds=rows,
+            position_ids=torch.zeros(2, 2, dtype=torch.long, device=weight.device),
+            use_cache=False,
+            **flash_segment_kwargs(
+                torch.tensor([[1, 2]] * 2, device=weight.device), decoder.config._attn_implementation
+            ),
+        )
+        for module in training:
+            module.training = True
+        first, second = outputs.last_hidden_state[:, 1].float()
+        decoder._mm1_packs = bool(torch.allclose(first, second, rtol=1e-3, atol=1e-3 * first.abs().max()))
+    if not decoder._mm1_packs:
         raise ValueError(
-            f"{type(decoder).__name__} ({decoder.config.model_type}) has layers that carry a state along the row"
-            f"{f' ({sorted(recurrent)})' if recurrent else ''}, so it cannot keep the segments of a packed row apart. "
-            "Train it on one example per row."
+            f"{type(decoder).__name__} ({decoder.config.model_type}) does not keep the segments of a packed row apart: it "
+            "carries a state along the row, or its attention mask does not follow restarting positions. Train it on one "
+            "example per row."
         )
 
 

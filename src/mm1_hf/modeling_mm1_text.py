@@ -594,10 +594,11 @@ def resolve_skip_logits(skip_logits: bool | None, training: bool, targets: LiveT
 def router_token_mask(
     segment_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, hidden_states: torch.Tensor
 ) -> torch.Tensor | None:
-    """The positions `(batch, sequence)` that count in the router's statistics: `segment_ids` say it where given."""
+    """1 at the positions `(batch, sequence)` that count in the router's statistics: `segment_ids` say it where given."""
     if segment_ids is not None:
-        return mask_padding(segment_ids, attention_mask)
-    if attention_mask is None or attention_mask.dim() != 2:
+        # Not the segments' numbers: transformers' own loss takes the mask for weights.
+        return mask_padding(segment_ids, attention_mask).ne(0).long()
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
         return None
     # With a cache the mask also covers the past; the statistics are those of the new tokens.
     return attention_mask[:, -hidden_states.shape[1] :]

@@ -2,7 +2,7 @@
 position embeddings that follow the resolution."""
 
 import inspect
-from types import MethodType
+from functools import partial
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.aimv2.modeling_aimv2 import Aimv2VisionEmbeddings
 from transformers.models.clip.modeling_clip import CLIPVisionModel
 
+from .configuration_mm1 import vision_sizes
 from .connectors import interpolate_grid
 
 
@@ -25,19 +26,22 @@ def build_vision_tower(config: PreTrainedConfig, final_norm: bool) -> PreTrained
     """
     Builds the encoder of a vision configuration.
 
-    Its pooling head and, unless `final_norm`, its last norm become identities: they hold weights that no loss reaches,
-    which data-parallel training refuses.
+    Its pooling head and, unless `final_norm`, its last norm become identities, and DINOv2's mask token goes: they hold
+    weights that no loss reaches, which data-parallel training refuses.
     """
     tower = AutoModel.from_config(config)
     for name in _POOLERS if final_norm else (*_POOLERS, *_FINAL_NORMS):
         if isinstance(getattr(tower, name, None), nn.Module):
             setattr(tower, name, nn.Identity())
     embeddings = getattr(tower, "embeddings", None)
+    if getattr(embeddings, "mask_token", None) is not None:
+        embeddings.mask_token = None
+    # Partials, because bound methods of another class can be copied but not pickled.
     if isinstance(getattr(embeddings, "position_embedding", None), nn.Embedding):
         if hasattr(embeddings, "interpolate_pos_encoding"):
-            embeddings.interpolate_pos_encoding = MethodType(_interpolate_pos_encoding, embeddings)
+            embeddings.interpolate_pos_encoding = partial(_interpolate_pos_encoding, embeddings)
         elif isinstance(embeddings, Aimv2VisionEmbeddings):
-            embeddings.forward = MethodType(_embed_aimv2, embeddings)
+            embeddings.forward = partial(_embed_aimv2, embeddings)
     return tower
 
 
@@ -59,8 +63,9 @@ def encode(
         ValueError: the tiles are not a square grid of whole patches.
     """
     height, width = pixel_values.shape[-2:]
-    patch_size = tower.config.patch_size
-    if height != width or height % patch_size:
+    image_size, patch_size = vision_sizes(tower.config)
+    # At its own resolution an encoder may leave a remainder out, as SigLIP's so400m does with 384 = 27 * 14 + 6 pixels.
+    if height != width or (height % patch_size and height != image_size):
         raise ValueError(
             f"The image encoder cuts square tiles into {patch_size} x {patch_size} patches; got tiles of "
             f"{height} x {width} pixels. Set the image processor's size to a multiple of {patch_size}."

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from mm1_hf.assemble import assemble, cast_parameters
 from mm1_hf.configuration_mm1 import MM1ConnectorConfig
 from mm1_hf.evaluation.answering import answer
-from mm1_hf.parameters import parameter_table
+from mm1_hf.parameters import count_parameters, parameter_table
 from mm1_hf.quickstart.easy_vqa import Picture, Question, epoch_batches, load_split, majority_answers
 from mm1_hf.quickstart.parts import load_decoder, load_vision_encoder
 from mm1_hf.quickstart.report import Example, KindAccuracy, QuickstartResults, write_report
@@ -68,6 +68,7 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
     # Whatever the frozen parts run in, what is trained keeps full precision.
     cast_parameters(model.to(device).model.connector, torch.float32)
     trainable = get_peft_model(model, lora_config(model, "decoder+connector", r=16))
+    parameters = count_parameters(trainable)
     print(f"\n{parameter_table(trainable)}\n")
 
     training_pictures, held_out = load_split("train"), load_split("test")
@@ -79,7 +80,6 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
         losses = train(trainable, processor, features, batches, str(folder / "training"), seed, dtype)
 
     with _timed(seconds, "merge, save and reload"):
-        parameters = _parts(trainable)
         merged = trainable.merge_and_unload()
         cast_parameters(merged, dtype)
         merged.save_pretrained(folder)
@@ -167,26 +167,6 @@ def _share(hits: Iterator[bool]) -> float:
 def _spread(items: list, number: int) -> list:
     """`number` of the items, evenly spaced."""
     return [items[index * len(items) // number] for index in range(min(number, len(items)))]
-
-
-def _parts(model) -> list[tuple[str, int, int]]:
-    """Each part's parameters, all of them and those that are trained; LoRA's are counted apart from their hosts."""
-    totals = {"image encoder": [0, 0], "connector": [0, 0], "decoder": [0, 0], "LoRA": [0, 0]}
-    for name, parameter in model.named_parameters():
-        if "original_module" in name:
-            continue
-        part = (
-            "LoRA"
-            if ".lora_" in name
-            else "image encoder"
-            if "vision_tower" in name
-            else "connector"
-            if "connector" in name
-            else "decoder"
-        )
-        totals[part][0] += parameter.numel()
-        totals[part][1] += parameter.numel() if parameter.requires_grad else 0
-    return [(part, total, trained) for part, (total, trained) in totals.items()]
 
 
 def _environment(device: torch.device, dtype: torch.dtype, steps: int, seed: int) -> dict[str, str]:

@@ -135,6 +135,8 @@ def training_arguments(output_dir: str, steps: int, seed: int, dtype: torch.dtyp
         logging_steps=max(1, min(10, steps // 10)),
         save_strategy="no",
         report_to="none",
+        # Quiet logging would take the bar away too.
+        disable_tqdm=False,
         remove_unused_columns=False,
         accelerator_config={"dispatch_batches": False, "split_batches": False},
         dataloader_pin_memory=torch.cuda.is_available(),

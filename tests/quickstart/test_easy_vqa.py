@@ -1,0 +1,63 @@
+from collections import Counter
+
+import pytest
+
+from mm1_hf.quickstart.easy_vqa import Picture, Question, epoch_batches, kind_of, load_split, majority_answers
+
+
+TRAIN, TEST = load_split("train"), load_split("test")
+
+
+def test_the_published_splits_are_whole():
+    assert (len(TRAIN), len(TEST)) == (4000, 1000)
+    questions = [question for picture in TRAIN + TEST for question in picture.questions]
+    assert len(questions) == 48_248
+    assert Counter(question.kind for picture in TEST for question in picture.questions) == {
+        "yes/no": 7136,
+        "colour": 1280,
+        "shape": 1257,
+    }
+    assert len({question.answer for question in questions}) == 13
+
+
+def test_pictures_open():
+    image = TEST[0].image()
+    assert (image.size, image.mode) == ((64, 64), "RGB")
+
+
+@pytest.mark.parametrize(("answer", "kind"), [("yes", "yes/no"), ("no", "yes/no"), ("circle", "shape"), ("teal", "colour")])
+def test_kinds(answer, kind):
+    assert kind_of(answer) == kind
+
+
+def test_another_answer_is_refused():
+    with pytest.raises(ValueError, match="no question.*'purple'|'purple'"):
+        kind_of("purple")
+
+
+def test_an_epoch_shows_every_picture_once_with_all_open_questions():
+    batches = list(epoch_batches(TRAIN, pictures_per_batch=4, max_yes_no=3, seed=1))
+    shown = [picture.image_id for batch in batches for picture, _ in batch]
+    assert sorted(shown) == [picture.image_id for picture in TRAIN]
+    assert shown != sorted(shown)
+    for batch in batches:
+        assert len(batch) == 4
+        for picture, questions in batch:
+            open_questions = [question for question in picture.questions if question.kind != "yes/no"]
+            yes_no = [question for question in questions if question.kind == "yes/no"]
+            assert questions[: len(open_questions)] == open_questions
+            assert len(yes_no) == min(3, len(picture.questions) - len(open_questions))
+            assert set(yes_no) <= set(picture.questions)
+
+
+def test_epochs_repeat_by_seed_and_differ_between_seeds():
+    first, again, other = (list(epoch_batches(TRAIN[:40], seed=seed)) for seed in (5, 5, 6))
+    assert first == again
+    assert first != other
+
+
+def test_majority_answers():
+    def picture(*answers):
+        return Picture(0, None, tuple(Question("?", answer, kind_of(answer)) for answer in answers))
+
+    assert majority_answers([picture("yes", "no", "red"), picture("no", "blue", "red")]) == {"yes/no": "no", "colour": "red"}

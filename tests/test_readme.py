@@ -1,0 +1,43 @@
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny import byte_tokenizer, tiny_decoder, tiny_mm1, tiny_vision
+from transformers import CLIPImageProcessor
+
+from mm1_hf import MM1ConnectorConfig
+
+
+README = Path(__file__).parents[1] / "README.md"
+FIRST, SECOND = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_first_example_runs_as_written(folder, capsys):
+    for part in tiny_mm1():
+        part.save_pretrained(folder / "quickstart-mm1")
+    Image.new("RGB", (64, 64), "red").save(folder / "picture.png")
+    assert len(FIRST.strip().splitlines()) <= 15
+    exec(FIRST, {})
+    assert capsys.readouterr().out.strip("\n"), "an answer was printed"
+
+
+def test_the_second_example_runs_as_written(folder, capsys, monkeypatch):
+    """Tiny models in folders of the Hub ids' names take the place of those on the Hub."""
+    vision, text = re.findall(r'"(\w+/[^"]+)"', SECOND)
+    tiny_vision("aimv2").save_pretrained(folder / vision)
+    CLIPImageProcessor().save_pretrained(folder / vision)
+    tiny_decoder().save_pretrained(folder / text)
+    byte_tokenizer().save_pretrained(folder / text)
+    # The paper's 144 tokens are more than the 16 patches of a tiny encoder.
+    monkeypatch.setattr("mm1_hf.configuration_mm1._PAPER_TOKENS", 4)
+    assert MM1ConnectorConfig().num_tokens == 4
+    exec(SECOND, {})
+    printed = capsys.readouterr().out
+    assert "c_abstractor, 4 tokens per tile" in printed and "trainable params" in printed
