@@ -3,7 +3,6 @@ import torch
 from tiny import byte_tokenizer, tiny_decoder, tiny_mm1, tiny_vision
 from transformers import (
     AutoModelForImageTextToText,
-    AutoProcessor,
     BertConfig,
     BertModel,
     CLIPConfig,
@@ -64,7 +63,9 @@ def test_ids_stay_and_new_tokens_go_behind():
 
 
 def test_free_embedding_rows_are_used_first():
-    model, _ = assemble(tiny_vision(), tiny_decoder(vocab_size=270), CONNECTOR, tokenizer=byte_tokenizer(), verbose=False)
+    model, _ = assemble(
+        tiny_vision(), tiny_decoder(vocab_size=270), CONNECTOR, tokenizer=byte_tokenizer(), verbose=False
+    )
     assert model.config.text_config.vocab_size == 270
 
 
@@ -101,9 +102,14 @@ def test_a_decoder_that_would_compute_otherwise_is_refused():
             return outputs
 
     config = GraniteConfig(
-        vocab_size=257, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, initializer_range=1.0
+        vocab_size=257,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=1.0,
     )
-    with pytest.raises(ValueError, match="gives other logits than by itself.*logits_scaling"):
+    with pytest.raises(ValueError, match=r"gives other logits than by itself.*logits_scaling"):
         assemble(tiny_vision(), Odd(config).eval(), CONNECTOR, tokenizer=byte_tokenizer(), verbose=False)
 
 
@@ -170,7 +176,12 @@ def test_takes_folders(tmp_path):
 def test_takes_the_encoder_of_a_model_of_images_and_text():
     config = CLIPConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=56,
+            patch_size=14,
         ).to_dict(),
         text_config=CLIPTextConfig(
             hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
@@ -194,9 +205,7 @@ def test_generation_ends_turns_and_writes_no_image_tokens():
 @pytest.mark.parametrize("target", [None, torch.float32, torch.bfloat16])
 def test_weights_are_cast_and_rotary_frequencies_are_not(source, target):
     decoder = tiny_decoder().to(source)
-    model, _ = assemble(
-        tiny_vision(), decoder, CONNECTOR, tokenizer=byte_tokenizer(), dtype=target, verbose=False
-    )
+    model, _ = assemble(tiny_vision(), decoder, CONNECTOR, tokenizer=byte_tokenizer(), dtype=target, verbose=False)
     assert {parameter.dtype for parameter in model.parameters()} == {target or source}
     frequencies = model.model.language_model.rotary_emb.inv_freq
     assert torch.equal(frequencies, tiny_decoder().model.rotary_emb.inv_freq)
@@ -220,7 +229,13 @@ def test_the_new_connector_is_initialised():
 def test_says_what_it_did(capsys):
     assemble(tiny_vision(), tiny_decoder(), CONNECTOR, tokenizer=byte_tokenizer(), vision_feature_layer=-2)
     said = capsys.readouterr().out
-    for words in ("2 of 3 layers", "257 tokens keep their ids", "<image> = 259", "63 new ones", "c_abstractor, 4 tokens"):
+    for words in (
+        "2 of 3 layers",
+        "257 tokens keep their ids",
+        "<image> = 259",
+        "63 new ones",
+        "c_abstractor, 4 tokens",
+    ):
         assert words in said
 
 
@@ -254,5 +269,5 @@ def test_parts_that_do_not_fit_are_refused(change, message):
 def test_a_recurrent_decoder_works_but_refuses_packed_rows():
     decoder = MambaForCausalLM(MambaConfig(vocab_size=257, hidden_size=32, num_hidden_layers=1)).eval()
     model, _ = assemble(tiny_vision(), decoder, CONNECTOR, tokenizer=byte_tokenizer(), verbose=False)
-    with pytest.raises(ValueError, match="MambaModel .mamba. has layers that carry a state"):
+    with pytest.raises(ValueError, match=r"MambaModel .mamba. has layers that carry a state"):
         model(input_ids=TOKENS, segment_ids=torch.ones_like(TOKENS))

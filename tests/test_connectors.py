@@ -216,9 +216,9 @@ def test_c_abstractor_adds_the_interpolated_embedding_at_another_resolution():
     patches = torch.randn(2, 36, 24)
     table = module.position_embedding.data[0]
     expected = module.readout(
-        F.adaptive_avg_pool2d(
-            (patches + interpolate_grid(table, 6, 6)).transpose(1, 2).reshape(2, 24, 6, 6), 2
-        ).flatten(2).transpose(1, 2)
+        F.adaptive_avg_pool2d((patches + interpolate_grid(table, 6, 6)).transpose(1, 2).reshape(2, 24, 6, 6), 2)
+        .flatten(2)
+        .transpose(1, 2)
     )
     torch.testing.assert_close(module(patches), expected, atol=1e-5, rtol=1e-5)
 

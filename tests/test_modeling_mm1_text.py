@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.masking_utils import create_causal_mask
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
+from transformers.utils import logging
 
 from mm1_hf import MM1TextConfig, MM1TextForCausalLM, MM1TextModel
 from mm1_hf.modeling_mm1_text import MM1TextSparseMLP, MM1TextTopKRouter
@@ -260,7 +261,9 @@ def labelled(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("fields", [{}, {"z_loss_coef": 0.1}, SPARSE, {**SPARSE, "aux_loss_reduction": "mean"}])
 @pytest.mark.parametrize("num_items", [None, 50, torch.tensor(50)])
 def test_loss_equals_the_declared_formula(fields, num_items):
-    model = build(**fields, **({"router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.3} if "num_experts" in fields else {}))
+    model = build(
+        **fields, **({"router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.3} if "num_experts" in fields else {})
+    )
     input_ids, labels = labelled()
     expected = declared_loss(model, {"input_ids": input_ids}, labels, None if num_items is None else 50)
     for training in (False, True):
@@ -334,7 +337,9 @@ def test_gradient_accumulation_adds_up_to_the_declared_loss():
     model.zero_grad()
     sum(declared_loss(model, {"input_ids": i}, labels, total) for i, labels in micro_batches).backward()
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(accumulated[name], parameter.grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            accumulated[name], parameter.grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("how", ["attention_mask", "segment_ids"])
@@ -358,8 +363,11 @@ def test_router_statistics_leave_padding_out(how):
     torch.testing.assert_close(alone.aux_loss, losses[1])
 
 
-@pytest.mark.parametrize("use_reentrant", [True, False])
-@pytest.mark.parametrize("fields", [{}, {**SPARSE, "router_aux_loss_coef": 0.5}], ids=["dense", "sparse"])
+@pytest.mark.parametrize(
+    ("fields", "use_reentrant"),
+    [({}, True), ({}, False), ({**SPARSE, "router_aux_loss_coef": 0.5}, False)],
+    ids=["dense-reentrant", "dense", "sparse"],
+)
 def test_gradient_checkpointing_gives_the_same_gradients(fields, use_reentrant):
     model = build(**fields).train()
     input_ids, labels = labelled()
@@ -373,6 +381,18 @@ def test_gradient_checkpointing_gives_the_same_gradients(fields, use_reentrant):
         results.append([loss.detach(), *[parameter.grad.clone() for parameter in model.parameters()]])
     for plain, checkpointed in zip(*results, strict=True):
         torch.testing.assert_close(checkpointed, plain, atol=1e-6, rtol=1e-5)
+
+
+def test_reentrant_checkpointing_does_not_lose_the_router_losses_in_silence(caplog):
+    logging.warning_once.cache_clear()
+    model = build(**SPARSE).train()
+    input_ids, labels = labelled()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model(input_ids, labels=labels)
+    assert "use_reentrant" not in caplog.text
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model(input_ids, labels=labels)
+    assert "cuts the router's losses off" in caplog.text
 
 
 def packed(lengths: list[int], padding: int = 0) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
@@ -457,7 +477,7 @@ def test_segments_refuse_a_filled_cache_and_generation():
 
 def test_a_ready_made_mask_is_taken_as_it_is():
     model = build()
-    row, examples, segments = packed([5, 7])
+    row, examples, _ = packed([5, 7])
     positions = torch.tensor([[*range(5), *range(7)]])
     embeds = model.get_input_embeddings()(row)
     mask = create_causal_mask(

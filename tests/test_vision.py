@@ -26,7 +26,12 @@ def source(kind: str):
     """One of transformers' own encoders, with random weights everywhere."""
     if kind == "dinov2-registers":
         config = Dinov2WithRegistersConfig(
-            hidden_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=56, patch_size=14, num_register_tokens=4
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=56,
+            patch_size=14,
+            num_register_tokens=4,
         )
         model = Dinov2WithRegistersModel(config)
     else:
@@ -53,7 +58,9 @@ def layer_outputs(model, pixel_values: torch.Tensor, **kwargs) -> list[torch.Ten
     found = []
     layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
     hooks = [
-        layer.register_forward_hook(lambda _, __, output: found.append(output[0] if isinstance(output, tuple) else output))
+        layer.register_forward_hook(
+            lambda _, __, output: found.append(output[0] if isinstance(output, tuple) else output)
+        )
         for layer in layers
     ]
     model(pixel_values, **kwargs)

@@ -98,7 +98,9 @@ def assemble(
     text_config, text_weights = _fit_text(text_model, len(tokenizer), notes)
     head_bias = text_weights.get("lm_head.bias") is not None
 
-    connector_config = connector if isinstance(connector, MM1ConnectorConfig) else MM1ConnectorConfig(connector_type=connector)
+    connector_config = (
+        connector if isinstance(connector, MM1ConnectorConfig) else MM1ConnectorConfig(connector_type=connector)
+    )
     config = MM1Config(
         vision_config=vision_config,
         text_config=text_config,
@@ -155,7 +157,9 @@ def _load_vision(source: Source, image_processor: BaseImageProcessor | None) -> 
     return model, image_processor
 
 
-def _load_text(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_text(
+    source: Source, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if isinstance(source, PreTrainedModel):
         if tokenizer is None:
             raise ValueError("A loaded decoder does not know its tokenizer: pass tokenizer=.")
@@ -163,7 +167,9 @@ def _load_text(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> tup
     else:
         config = AutoConfig.from_pretrained(source)
         if type(config) not in AutoModelForCausalLM._model_mapping:
-            raise ValueError(f"{source} holds a {config.model_type!r} model, which is no decoder. Give a causal language model.")
+            raise ValueError(
+                f"{source} holds a {config.model_type!r} model, which is no decoder. Give a causal language model."
+            )
         model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
         tokenizer = AutoTokenizer.from_pretrained(source) if tokenizer is None else tokenizer
     if model.get_output_embeddings() is None:
@@ -192,7 +198,9 @@ def _fit_vision(
     grid = vision_grid_size(model.config)
     if image_size is not None and image_size != model.config.image_size:
         if image_size % model.config.patch_size:
-            raise ValueError(f"image_size={image_size} is not a multiple of the encoder's patch, {model.config.patch_size}.")
+            raise ValueError(
+                f"image_size={image_size} is not a multiple of the encoder's patch, {model.config.patch_size}."
+            )
         new_grid = image_size // model.config.patch_size
         for name, weight in weights.items():
             if re.search(r"embeddings\.position_embedding(s|\.weight)$", name):
@@ -200,7 +208,9 @@ def _fit_vision(
                 prefix = table.shape[0] - grid**2
                 interpolated = torch.cat([table[:prefix], interpolate_grid(table[prefix:], new_grid, new_grid)])
                 weights[name] = interpolated.view(*weight.shape[:-2], *interpolated.shape)
-                notes.append(f"image encoder: position embeddings interpolated from {grid} x {grid} to {new_grid} x {new_grid}")
+                notes.append(
+                    f"image encoder: position embeddings interpolated from {grid} x {grid} to {new_grid} x {new_grid}"
+                )
     fields = {name: value for name, value in model.config.to_dict().items() if name not in _LAYER_DEPENDENT_FIELDS}
     fields.update(num_hidden_layers=used, image_size=image_size or model.config.image_size)
     # Weights that only pre-training of the encoder reads: no loss would reach them.
@@ -211,7 +221,11 @@ def _fit_vision(
 
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, embeddings: int, notes: list[str]) -> PreTrainedTokenizerBase:
     before = len(tokenizer)
-    missing = [token for token in (*CHAT_TOKENS, IMAGE_TOKEN) if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)]
+    missing = [
+        token
+        for token in (*CHAT_TOKENS, IMAGE_TOKEN)
+        if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)
+    ]
     # Most tokenizers do not cover their model's padded embedding rows; the next free id lies among those.
     tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
     added = ", ".join(f"{token} = {tokenizer.convert_tokens_to_ids(token)}" for token in missing) or "none"
@@ -231,7 +245,9 @@ def _fit_text(
     config = copy.deepcopy(model.config)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     rows = embeddings.num_embeddings
-    new_rows = max(rows, -(-vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE) - rows if vocab_size > rows else 0
+    new_rows = (
+        max(rows, -(-vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE) - rows if vocab_size > rows else 0
+    )
     base = model.base_model
     weights = dict(base.state_dict())
     name = next(name for name, module in base.named_modules() if module is embeddings)
@@ -260,7 +276,9 @@ def _build(
     config: MM1Config, vision: dict[str, torch.Tensor], text: dict[str, torch.Tensor], dtype: torch.dtype
 ) -> MM1ForConditionalGeneration:
     state = {f"model.vision_tower.{name}": weight for name, weight in vision.items()}
-    state |= {name if name.startswith("lm_head") else f"model.language_model.{name}": weight for name, weight in text.items()}
+    state |= {
+        name if name.startswith("lm_head") else f"model.language_model.{name}": weight for name, weight in text.items()
+    }
     # Its report would list the new connector and the encoder's unused norm as if something were amiss.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()

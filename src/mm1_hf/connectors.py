@@ -1,6 +1,8 @@
 """The connectors of MM1 (section 3.2): from a tile's patches `(tiles, patches, vision width)` to the decoder's tokens
 `(tiles, num_tokens, text width)`."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -102,7 +104,7 @@ class CAbstractor(nn.Module):
         self.pooled_size = round(config.num_tokens**0.5)
         self.position_embedding = nn.Parameter(torch.empty(1, config.grid_size**2, config.vision_hidden_size))
         widths = [config.vision_hidden_size] + [config.hidden_size] * (2 * config.depth)
-        blocks = [RegNetBlock(*pair) for pair in zip(widths[:-1], widths[1:], strict=True)]
+        blocks = [RegNetBlock(*pair) for pair in pairwise(widths)]
         self.stage1 = nn.Sequential(*blocks[: config.depth])
         self.stage2 = nn.Sequential(*blocks[config.depth :])
         self.readout = nn.Sequential(

@@ -26,6 +26,7 @@ from .modeling_mm1_text import (
     NextTokenHeadMixin,
     resolve_skip_logits,
     router_token_mask,
+    warn_of_lost_router_losses,
     weighted_router_loss,
 )
 from .segments import (
@@ -278,7 +279,7 @@ class MM1Model(MM1PreTrainedModel):
         segment_ids = mask_padding(segment_ids, attention_mask)
         if isinstance(self.language_model, MM1TextModel):
             return {"segment_ids": segment_ids, "position_ids": position_ids, "use_cache": False}
-        require_packed_path(self.language_model)
+        require_packed_path(self.language_model, inputs_embeds)
         return {
             "attention_mask": None,
             "position_ids": segment_positions(segment_ids),
@@ -417,6 +418,7 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
                     outputs.router_logits, num_experts(text_config), text_config.num_experts_per_tok, token_mask
                 )
             if loss is not None:
+                warn_of_lost_router_losses(aux_loss, self.model.language_model)
                 loss = loss + share * aux_loss.to(loss.device)
         return MM1CausalLMOutput(
             loss=loss,
@@ -449,40 +451,55 @@ def num_experts(text_config: PreTrainedConfig) -> int:
     return getattr(text_config, "num_experts", None) or getattr(text_config, "num_local_experts", None) or 0
 
 
-@torch.no_grad()
-def require_packed_path(decoder: PreTrainedModel) -> None:
+def require_packed_path(decoder: PreTrainedModel, inputs_embeds: torch.Tensor) -> None:
     """
-    Tries a decoder once: of two rows with restarting positions, equal in their second example only, it must make the same
-    of that example. Recurrent and hybrid decoders carry a state from one example into the next; others (OPT, BLOOM, Falcon,
-    gpt-oss) leave the positions out of their mask and would leak without a word.
-
     Raises:
-        ValueError: the decoder does not keep the segments of a packed row apart.
+        ValueError: the decoder would let the segments of a packed row see each other.
     """
-    if not hasattr(decoder, "_mm1_packs"):
-        weight = decoder.get_input_embeddings().weight
-        noise = torch.randn(2, 1, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
-        rows = torch.cat([noise, noise[:1].expand(2, -1, -1)], dim=1).to(weight.device, weight.dtype)
+    layer_types = set(getattr(decoder.config, "layer_types", None) or ())
+    recurrent = layer_types - {"full_attention", "sliding_attention", "chunked_attention"}
+    if recurrent or decoder._is_stateful:
+        reason = f"has layers that carry a state along the row{f' ({sorted(recurrent)})' if recurrent else ''}"
+    elif not keeps_examples_apart(decoder, inputs_embeds):
+        reason = "has an attention mask that does not follow restarting positions"
+    else:
+        return
+    raise ValueError(
+        f"{type(decoder).__name__} ({decoder.config.model_type}) {reason}, so it cannot keep the segments of a packed row "
+        "apart. Train it on one example per row."
+    )
+
+
+@torch.no_grad()
+def keeps_examples_apart(decoder: PreTrainedModel, inputs_embeds: torch.Tensor) -> bool:
+    """
+    Tries a decoder, once per attention implementation: of two packed rows that differ in their first example, it must make
+    the same of the second one. Some (OPT, BLOOM, Falcon, gpt-oss) leave the positions out of their mask and leak without a
+    word.
+
+    Args:
+        inputs_embeds: `(batch, sequence, hidden)`, any; their width, dtype and device are taken.
+    """
+    implementation = decoder.config._attn_implementation
+    known = decoder.__dict__.setdefault("_mm1_keeps_examples_apart", {})
+    if implementation not in known:
+        noise = torch.randn(2, 1, inputs_embeds.shape[-1], generator=torch.Generator().manual_seed(0))
+        rows = torch.cat([noise, noise[:1].expand(2, -1, -1)], dim=1).to(inputs_embeds)
+        segments = torch.tensor([[1, 2], [1, 2]], device=rows.device)
+        # Dropout would make a difference of its own.
         training = [module for module in decoder.modules() if module.training]
         decoder.eval()
         outputs = decoder(
             inputs_embeds=rows,
-            position_ids=torch.zeros(2, 2, dtype=torch.long, device=weight.device),
+            position_ids=segment_positions(segments),
             use_cache=False,
-            **flash_segment_kwargs(
-                torch.tensor([[1, 2]] * 2, device=weight.device), decoder.config._attn_implementation
-            ),
+            **flash_segment_kwargs(segments, implementation),
         )
         for module in training:
             module.training = True
         first, second = outputs.last_hidden_state[:, 1].float()
-        decoder._mm1_packs = bool(torch.allclose(first, second, rtol=1e-3, atol=1e-3 * first.abs().max()))
-    if not decoder._mm1_packs:
-        raise ValueError(
-            f"{type(decoder).__name__} ({decoder.config.model_type}) does not keep the segments of a packed row apart: it "
-            "carries a state along the row, or its attention mask does not follow restarting positions. Train it on one "
-            "example per row."
-        )
+        known[implementation] = torch.allclose(first, second, rtol=0, atol=1e-3 * float(first.abs().max()))
+    return known[implementation]
 
 
 __all__ = ["MM1ForConditionalGeneration", "MM1Model", "MM1PreTrainedModel"]

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import ModelOutput, MoeModelOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -30,6 +30,9 @@ from .segments import (
     segment_positions,
     segments_from_positions,
 )
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -392,7 +395,7 @@ class MM1TextModel(MM1TextPreTrainedModel):
         if segment_ids is not None:
             require_no_cache(past_key_values)
             segment_ids = mask_padding(segment_ids, attention_mask)
-            use_cache, past_key_values, attention_mask = False, None, None
+            past_key_values, attention_mask = None, None
             mask_position_ids = segment_positions(segment_ids)
             position_ids = mask_position_ids if position_ids is None else position_ids
             kwargs.update(flash_segment_kwargs(segment_ids, self.config._attn_implementation))
@@ -567,6 +570,7 @@ class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationM
             token_mask = router_token_mask(segment_ids, attention_mask, outputs.last_hidden_state)
             aux_loss = weighted_router_loss(self.config, outputs.router_logits, token_mask)
             if loss is not None:
+                warn_of_lost_router_losses(aux_loss, self.model)
                 loss = loss + share * aux_loss.to(loss.device)
         return MM1CausalLMOutput(
             loss=loss,
@@ -610,6 +614,21 @@ def weighted_router_loss(
     """The balance and z losses of `mm1_text`, each times its coefficient."""
     balance, z = router_losses(router_logits, token_mask, config.aux_loss_reduction)
     return config.router_aux_loss_coef * balance + config.router_z_loss_coef * z
+
+
+def warn_of_lost_router_losses(aux_loss: torch.Tensor, decoder: PreTrainedModel) -> None:
+    """Re-entrant checkpointing runs the layers without gradients, and what is read off on the way stays without."""
+    if (
+        torch.is_grad_enabled()
+        and decoder.training
+        and decoder.is_gradient_checkpointing
+        and not aux_loss.requires_grad
+        and any(parameter.requires_grad for parameter in decoder.parameters())
+    ):
+        logger.warning_once(
+            "Gradient checkpointing with use_reentrant=True cuts the router's losses off: they are reported and train "
+            "nothing. Set gradient_checkpointing_kwargs={'use_reentrant': False}."
+        )
 
 
 __all__ = ["MM1TextForCausalLM", "MM1TextModel", "MM1TextPreTrainedModel"]

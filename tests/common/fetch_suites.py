@@ -15,15 +15,15 @@ _PACKAGES = ("tests", "tests/generation", "tests/exporters", "tests/utils")
 _STAND_INS = {
     "tests/utils/tiny_model_summary.json": "{}",
     # The generation suite is not in the distribution; our own tests cover generate().
-    "tests/generation/test_utils.py": '''
+    "tests/generation/test_utils.py": """
 class GenerationTesterMixin:
     all_generative_model_classes = ()
 
     def prepare_config_and_inputs_for_generate(self, batch_size=2):
         return self.model_tester.prepare_config_and_inputs_for_common()
-''',
+""",
     # Public attributes that ConfigTester sets on a configuration and reads back.
-    "tests/utils/test_configuration_utils.py": '''
+    "tests/utils/test_configuration_utils.py": """
 config_common_kwargs = {
     "return_dict": False,
     "output_hidden_states": True,
@@ -34,20 +34,20 @@ config_common_kwargs = {
     "label2id": {"label": "0"},
     "problem_type": "regression",
 }
-''',
-    "tests/exporters/test_export.py": '''
+""",
+    "tests/exporters/test_export.py": """
 class ExportTesterMixin:
     pass
-''',
-    "utils/fetch_hub_objects_for_ci.py": '''
+""",
+    "utils/fetch_hub_objects_for_ci.py": """
 def url_to_local_path(url, return_url_if_not_found=True):
     return url if return_url_if_not_found else None
-''',
+""",
     # The parallelism suites are not run here.
-    "tests/distributed_testing_utils.py": '''
+    "tests/distributed_testing_utils.py": """
 def run_distributed(world_size, backend="gloo"):
     raise RuntimeError("The suites for several processes are not set up.")
-''',
+""",
 }
 
 

@@ -85,7 +85,9 @@ def test_the_caller_s_examples_stay_as_they_are():
 
 
 def test_a_batch_trains_the_model():
-    batch = collate({"messages": [user("q"), assistant("a")], "images": [RED]}, {"messages": [user("q"), assistant("b")]})
+    batch = collate(
+        {"messages": [user("q"), assistant("a")], "images": [RED]}, {"messages": [user("q"), assistant("b")]}
+    )
     loss = MODEL.train()(**batch).loss
     loss.backward()
     assert torch.isfinite(loss)

@@ -34,7 +34,9 @@ def test_folded_rows_learn_what_separate_rows_learn():
 
     expected = model(**rows).loss
     expected.backward()
-    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    gradients = {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
     model.zero_grad()
     tokens = model.model.get_image_features(torch.cat(tiles)).pooler_output
     given = model(**folded, mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=tokens)}).loss
@@ -46,7 +48,11 @@ def test_folded_rows_learn_what_separate_rows_learn():
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.lists(st.lists(st.integers(0, 3), min_size=3, max_size=8), min_size=1, max_size=3), min_size=1, max_size=3))
+@given(
+    st.lists(
+        st.lists(st.lists(st.integers(0, 3), min_size=3, max_size=8), min_size=1, max_size=3), min_size=1, max_size=3
+    )
+)
 def test_each_row_is_found_again(groups):
     rows = [torch.tensor(row) for group in groups for row in group]
     numbers = [index for index, group in enumerate(groups) for _ in group]
@@ -59,5 +65,3 @@ def test_each_row_is_found_again(groups):
         seen = mask[end].nonzero().flatten()
         assert ids[seen].tolist() == row.tolist(), "the last token sees its own row, in order"
         assert folded["position_ids"][0, seen].tolist() == list(range(len(row)))
-
-

@@ -33,5 +33,5 @@ def test_the_encoder_tells_similar_pictures_from_others():
 
 
 def test_a_missing_package_is_named():
-    with pytest.raises(ValueError, match="parts-of-nothing is not installed.*make quickstart"):
+    with pytest.raises(ValueError, match=r"parts-of-nothing is not installed.*make quickstart"):
         package_folder("parts_of_nothing", "parts-of-nothing")

@@ -32,7 +32,9 @@ def test_presets_train_what_they_name(preset):
     # q, k, v, o, gate, up and down of 2 layers, an A and a B each
     assert sum("lora_" in name for name in names) == 7 * 2 * 2
     connector = {name for name in names if ".connector." in name}
-    assert len(connector) == (len(list(model.model.connector.original_module.parameters())) if "connector" in preset else 0)
+    assert len(connector) == (
+        len(list(model.model.connector.original_module.parameters())) if "connector" in preset else 0
+    )
     assert not any("lm_head" in name for name in names)
 
 

@@ -143,7 +143,9 @@ def _place_images(index: int, chat: list[dict[str, Any]], images: list[Any]) -> 
         for message in chat
     ]
     places = [part for message in chat for part in message["content"] if part["type"] == "image"]
-    empty = [part for part in places if not any(part.get(key) is not None for key in ("image", "url", "path", "base64"))]
+    empty = [
+        part for part in places if not any(part.get(key) is not None for key in ("image", "url", "path", "base64"))
+    ]
     if images and not places:
         first_user = next((message for message in chat if message["role"] == "user"), None)
         if first_user is None:

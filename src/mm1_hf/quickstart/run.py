@@ -32,6 +32,8 @@ _FEATURE_LAYER = -2
 _IMAGE_SIZE = 112
 _CONNECTOR = {"num_tokens": 16, "hidden_size": 512}
 _EXAMPLES = 24
+# Share of the steps that ask open questions only.
+_OPEN_SHARE = 0.4
 
 
 def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
@@ -73,7 +75,7 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
 
     training_pictures, held_out = load_split("train"), load_split("test")
     with _timed(seconds, "encode pictures"):
-        batches = list(islice(_batches(training_pictures, seed), steps))
+        batches = _batches(training_pictures, steps, seed)
         used = {picture.image_id: picture for batch in batches for picture, _ in batch}
         features = encode_pictures(model, processor, list(used.values()))
     with _timed(seconds, "train"):
@@ -106,9 +108,19 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
     _print_summary(accuracies, folder, report)
 
 
-def _batches(pictures: list[Picture], seed: int) -> Iterator[Batch]:
+def _batches(pictures: list[Picture], steps: int, seed: int) -> list[Batch]:
+    """
+    One batch per step: first open questions about many pictures, then all kinds about fewer. A yes/no question tells
+    little about a picture to a model that does not see yet; starting with them, it learns to guess before it looks.
+    """
+    opening = int(_OPEN_SHARE * steps)
+    batches = list(islice(_epochs(pictures, seed, pictures_per_batch=8, max_yes_no=0), opening))
+    return batches + list(islice(_epochs(pictures, seed + 1, pictures_per_batch=4, max_yes_no=3), steps - opening))
+
+
+def _epochs(pictures: list[Picture], seed: int, **rule: int) -> Iterator[Batch]:
     for epoch in count():
-        yield from epoch_batches(pictures, seed=seed + epoch)
+        yield from epoch_batches(pictures, seed=seed + 1000 * epoch, **rule)
 
 
 def _held_out(pictures: list[Picture], questions: int) -> list[tuple[Picture, Question]]:
@@ -172,7 +184,14 @@ def _spread(items: list, number: int) -> list:
 def _environment(device: torch.device, dtype: torch.dtype, steps: int, seed: int) -> dict[str, str]:
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     versions = {name: version(name) for name in ("mm1_hf", "transformers", "torch", "peft")}
-    return {"hardware": hardware, "precision": str(dtype).removeprefix("torch."), "python": platform.python_version(), **versions, "steps": str(steps), "seed": str(seed)}
+    return {
+        "hardware": hardware,
+        "precision": str(dtype).removeprefix("torch."),
+        "python": platform.python_version(),
+        **versions,
+        "steps": str(steps),
+        "seed": str(seed),
+    }
 
 
 @contextmanager

@@ -137,6 +137,8 @@ def training_arguments(output_dir: str, steps: int, seed: int, dtype: torch.dtyp
         report_to="none",
         # Quiet logging would take the bar away too.
         disable_tqdm=False,
+        # The batches come in an order of their own.
+        train_sampling_strategy="sequential",
         remove_unused_columns=False,
         accelerator_config={"dispatch_batches": False, "split_batches": False},
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -55,7 +55,9 @@ def lora_config(
     if preset not in _PRESETS:
         raise ValueError(f"There is no LoRA preset {preset!r}; choose one of {', '.join(_PRESETS)}.")
     decoder = model.model.language_model
-    layers = sorted({name.rsplit(".", 1)[-1] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)})
+    layers = sorted(
+        {name.rsplit(".", 1)[-1] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+    )
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=r,
