@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -18,7 +19,14 @@ def run_ranks(worker: Callable, folder: Path, *args: object, world_size: int = 2
 def _main(rank: int, worker: Callable, folder: str, world_size: int, path: list[str], args: tuple) -> None:
     sys.path[:] = path
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
+    # A rank that waits for one that never comes must fail, and not for half an hour.
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=60),
+    )
     torch.save(worker(rank, *args), f"{folder}/rank-{rank}.pt")
     dist.destroy_process_group()
 
