@@ -218,7 +218,9 @@ def test_the_new_connector_is_initialised():
         del poison
         model, _ = tiny_mm1()
         for name, parameter in model.model.connector.named_parameters():
-            if "norm.weight" in name:
+            if name.endswith("conv3.norm.weight"):
+                assert torch.equal(parameter, torch.zeros_like(parameter)), "a block begins as its shortcut"
+            elif "norm.weight" in name:
                 assert torch.equal(parameter, torch.ones_like(parameter)), name
             elif name.endswith("bias"):
                 assert torch.equal(parameter, torch.zeros_like(parameter)), name

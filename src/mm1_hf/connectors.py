@@ -43,18 +43,31 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class ResidualNorm(LayerNorm2d):
+    """The norm at the end of a block's residual branch. It begins at zero, and so the block as its shortcut: learning starts
+    from what the encoder says, not from six random layers."""
+
+
 class ConvNorm(nn.Module):
     """Convolution without bias, then LayerNorm over the channels."""
+
+    norm_class = LayerNorm2d
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, groups: int = 1):
         super().__init__()
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False
         )
-        self.norm = LayerNorm2d(out_channels, eps=1e-5)
+        self.norm = self.norm_class(out_channels, eps=1e-5)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.norm(self.conv(features))
+
+
+class ResidualConvNorm(ConvNorm):
+    """The last of a residual branch."""
+
+    norm_class = ResidualNorm
 
 
 class SqueezeExcite(nn.Module):
@@ -82,7 +95,7 @@ class RegNetBlock(nn.Module):
         self.conv1 = ConvNorm(in_channels, channels)
         self.conv2 = ConvNorm(channels, channels, kernel_size=3, groups=channels)
         self.squeeze_excite = SqueezeExcite(channels, round(0.25 * in_channels))
-        self.conv3 = ConvNorm(channels, channels)
+        self.conv3 = ResidualConvNorm(channels, channels)
         self.shortcut = nn.Identity() if in_channels == channels else ConvNorm(in_channels, channels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

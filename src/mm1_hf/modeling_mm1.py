@@ -18,7 +18,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, torch_compi
 from transformers.utils.generic import accepts_precomputed_kwargs, merge_with_config_defaults
 
 from .configuration_mm1 import MM1Config, MM1TextConfig, vision_sizes
-from .connectors import AttentionPooling, CAbstractor, build_connector
+from .connectors import AttentionPooling, CAbstractor, ResidualNorm, build_connector
 from .losses import live_targets
 from .modeling_mm1_text import (
     MM1CausalLMOutput,
@@ -81,6 +81,9 @@ class MM1PreTrainedModel(PreTrainedModel):
         std = self.config.connector_config.initializer_range
         if isinstance(module, CAbstractor):
             init.trunc_normal_(module.position_embedding, mean=0.0, std=std)
+        elif isinstance(module, ResidualNorm):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, AttentionPooling):
             init.trunc_normal_(module.queries, mean=0.0, std=std)
 
