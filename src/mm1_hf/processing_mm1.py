@@ -78,6 +78,8 @@ class MM1Processor(ProcessorMixin):
     ):
         self.num_image_tokens = num_image_tokens
         self.image_token = image_token
+        # For generation. A saved tokenizer comes back with the side that it padded on last, the right one after training.
+        tokenizer.padding_side = "left"
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
             raise ValueError(

@@ -2,6 +2,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny import tiny_mm1
+from transformers import AutoProcessor
 
 from mm1_hf.data.collation import IGNORED, MM1Collator
 
@@ -54,6 +55,13 @@ def test_rows_are_padded_on_the_right_and_padding_is_not_learned():
     batch = collate({"text": "abcdef"}, {"text": "xyz"})
     assert batch["attention_mask"].tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
     assert (learned(batch, 0), learned(batch, 1)) == ("bcdef", "yz")
+
+
+def test_a_processor_saved_after_training_still_pads_on_the_left(tmp_path):
+    collate({"text": "abcdef"}, {"text": "xyz"})
+    PROCESSOR.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert loaded(text=["abc", "x"], padding=True)["attention_mask"][1] == [0, 0, 1]
 
 
 def test_the_first_entry_has_the_batch_s_size():
