@@ -21,7 +21,7 @@ from mm1_hf.parameters import count_parameters, parameter_table
 from mm1_hf.quickstart.easy_vqa import Picture, Question, epoch_batches, load_split, majority_answers
 from mm1_hf.quickstart.parts import load_decoder, load_vision_encoder
 from mm1_hf.quickstart.report import Example, KindAccuracy, QuickstartResults, write_report
-from mm1_hf.quickstart.training import Batch, encode_pictures, faster_dtype, train
+from mm1_hf.quickstart.training import Batch, centre_features, encode_pictures, faster_dtype, train
 from mm1_hf.training.lora import lora_config
 
 
@@ -78,6 +78,7 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
         batches = _batches(training_pictures, steps, seed)
         used = {picture.image_id: picture for batch in batches for picture, _ in batch}
         features = encode_pictures(model, processor, list(used.values()))
+        centre_features(trainable.get_base_model().model.connector, features)
     with _timed(seconds, "train"):
         losses = train(trainable, processor, features, batches, str(folder / "training"), seed, dtype)
 
