@@ -60,7 +60,7 @@ def centre_features(connector: nn.Module, features: dict[int, torch.Tensor]) -> 
     Begins the connector's position embedding, which is added to the patches, at minus their mean. What all pictures share
     is several times larger than what tells two colours apart, and would hide it for hundreds of steps.
     """
-    connector.position_embedding -= torch.stack(list(features.values())).float().mean((0, 1))
+    connector.position_embedding.sub_(torch.stack(list(features.values())).mean((0, 1)))
 
 
 class BatchDataset(Dataset):
@@ -158,7 +158,8 @@ def training_arguments(output_dir: str, steps: int, seed: int, dtype: torch.dtyp
     )
 
 
-def _optimizer(model: PeftModel) -> torch.optim.Optimizer:
+def optimizer(model: PeftModel) -> torch.optim.Optimizer:
+    """AdamW over what is trained, with a rate for the connector and one for the decoder's LoRA."""
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     connector = [weight for name, weight in trained.items() if ".connector." in name]
     decoder = [weight for name, weight in trained.items() if ".connector." not in name]
@@ -191,7 +192,7 @@ def train(
         args=training_arguments(output_dir, len(batches), seed, dtype),
         train_dataset=BatchDataset(batches),
         data_collator=CachedFeaturesCollator(processor, features),
-        optimizers=(_optimizer(model), None),
+        optimizers=(optimizer(model), None),
     )
     trainer.train()
     return [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
