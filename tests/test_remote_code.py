@@ -1,0 +1,129 @@
+"""A saved model loads where mm1_hf is not installed, by the files that travel with it."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from PIL import Image
+from tiny import byte_tokenizer, tiny_decoder, tiny_vision
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from mm1_hf import MM1ConnectorConfig, MM1TextConfig, MM1TextForCausalLM, assemble
+
+
+SMALL = {
+    "vocab_size": 257,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "eos_token_id": 256,
+}
+SPARSE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+DECODERS = {
+    "mm1_text": lambda: MM1TextForCausalLM(MM1TextConfig(**SMALL)),
+    "mm1_text-sparse": lambda: MM1TextForCausalLM(MM1TextConfig(**SMALL, **SPARSE)),
+    "llama": tiny_decoder,
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4, bos_token_id=None)),
+}
+TEXT = "What is <image>?"
+
+# Blocks the package and everything that it may use but a stranger does not have, then loads the folder in every way.
+STRANGER = """
+import importlib.abc, json, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"mm1_hf", "peft", "trl", "datasets", "evaluate", "onnx", "gguf", "hypothesis"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import torch
+from PIL import Image
+from transformers import (
+    AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, pipeline
+)
+
+folder, output = sys.argv[1:]
+trust = {"trust_remote_code": True}
+config = AutoConfig.from_pretrained(folder, **trust)
+processor = AutoProcessor.from_pretrained(folder, **trust)
+model = AutoModelForImageTextToText.from_pretrained(folder, **trust)
+base = AutoModel.from_pretrained(folder, **trust)
+image_processor = AutoImageProcessor.from_pretrained(folder, **trust)
+image = Image.new("RGB", (90, 60), "teal")
+inputs = processor(text="What is <image>?", images=image, return_tensors="pt")
+chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
+answer = pipeline("image-text-to-text", model=folder, **trust)(text=chat, max_new_tokens=3, do_sample=False)
+with torch.no_grad():
+    logits = model(**inputs).logits
+    hidden = base(**inputs).last_hidden_state
+model.save_pretrained(output + ".again")
+torch.save({"logits": logits, "hidden": hidden}, output)
+print(json.dumps({
+    "modules": sorted({type(part).__module__.split(".")[0] for part in (config, processor, model, base, image_processor)}),
+    "answer": answer[0]["generated_text"][-1]["role"],
+    "parts": [config.model_type, config.text_config.model_type],
+}))
+"""
+
+
+@pytest.fixture(scope="module", params=DECODERS)
+def saved(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mm1")
+    torch.manual_seed(0)
+    model, processor = assemble(
+        tiny_vision(),
+        DECODERS[request.param]().eval(),
+        MM1ConnectorConfig(num_tokens=4, hidden_size=32, depth=1),
+        tokenizer=byte_tokenizer(),
+        verbose=False,
+    )
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return request.param, folder, model, processor
+
+
+def check(python: str, saved, tmp_path) -> None:
+    kind, folder, model, processor = saved
+    script = tmp_path / "stranger.py"
+    script.write_text(textwrap.dedent(STRANGER), encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [python, str(script), str(folder), str(tmp_path / "out.pt")], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert told["modules"] == ["transformers_modules"]
+    assert told["answer"] == "assistant"
+    assert told["parts"] == ["mm1", kind.split("-")[0]]
+    inputs = processor(text=TEXT, images=Image.new("RGB", (90, 60), "teal"), return_tensors="pt")
+    given = torch.load(tmp_path / "out.pt")
+    with torch.no_grad():
+        assert torch.equal(given["logits"], model(**inputs).logits)
+        assert torch.equal(given["hidden"], model.model(**inputs).last_hidden_state)
+    # What a stranger saves travels on.
+    assert (tmp_path / "out.pt.again" / "modeling_mm1.py").exists()
+
+
+def test_it_loads_without_the_package(saved, tmp_path):
+    check(sys.executable, saved, tmp_path)
+
+
+@pytest.mark.slow
+def test_it_loads_in_an_environment_of_transformers_alone(saved, tmp_path, tmp_path_factory):
+    environment = tmp_path_factory.getbasetemp() / "alone"
+    python = environment / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+        versions = [f"torch=={torch.__version__.split('+')[0]}", "transformers==5.23.0", "pillow"]
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *versions], check=True)
+    listed = subprocess.run([str(python), "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout
+    assert "mm1" not in listed and "peft" not in listed
+    check(str(python), saved, tmp_path)
