@@ -1,4 +1,4 @@
-"""Decoders of other families inside an MM1: text alone gives their own logits, before and after saving, or they are refused."""
+"""Decoders of other families inside an MM1: text alone gives their own logits, before and after saving."""
 
 import pytest
 import torch

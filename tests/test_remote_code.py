@@ -33,13 +33,13 @@ DECODERS = {
 }
 TEXT = "What is <image>?"
 
-# Blocks the package and everything that it may use but a stranger does not have, then loads the folder in every way.
+# Hides the package, then loads the folder in every way.
 STRANGER = """
 import importlib.abc, json, sys
 
 class Absent(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"mm1_hf", "peft", "trl", "datasets", "evaluate", "onnx", "gguf", "hypothesis"}:
+        if name.split(".")[0] == "mm1_hf":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())

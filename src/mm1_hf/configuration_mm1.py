@@ -354,6 +354,7 @@ class MM1Config(PreTrainedConfig):
             "AutoConfig": "configuration_mm1.MM1Config",
             "AutoModel": "modeling_mm1.MM1Model",
             "AutoModelForImageTextToText": "modeling_mm1.MM1ForConditionalGeneration",
+            "AutoModelForMultimodalLM": "modeling_mm1.MM1ForConditionalGeneration",
         }
         # Here too, because what `@strict` raises afterwards is no ValueError.
         self.validate_architecture()

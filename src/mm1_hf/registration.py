@@ -48,6 +48,14 @@ def register() -> None:
     AutoImageProcessor.register(MM1Config, image_processor_classes={"pil": MM1ImageProcessor}, exist_ok=True)
     AutoProcessor.register(MM1Config, MM1Processor, exist_ok=True)
 
+    # Saving puts the files of MODEL_FILES beside the weights, for those who do not have this package.
+    MM1TextModel.register_for_auto_class("AutoModel")
+    MM1TextForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+    MM1Model.register_for_auto_class("AutoModel")
+    MM1ForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+    MM1ImageProcessor.register_for_auto_class("AutoImageProcessor")
+    MM1Processor.register_for_auto_class("AutoProcessor")
+
     # Pipelines and `transformers serve` look classes up by name in these tables, not among the registered ones.
     modeling_auto.MODEL_MAPPING_NAMES["mm1"] = "MM1Model"
     modeling_auto.MODEL_MAPPING_NAMES["mm1_text"] = "MM1TextModel"
