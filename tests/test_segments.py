@@ -8,7 +8,7 @@ from transformers.masking_utils import find_packed_sequence_indices
 from mm1_hf.segments import (
     flash_segment_kwargs,
     mask_padding,
-    require_no_cache,
+    require_packed_inputs,
     segment_positions,
     segments_from_positions,
 )
@@ -86,11 +86,11 @@ def test_padding_becomes_segment_0(dtype):
 
 def test_a_filled_cache_is_refused_and_an_empty_one_is_not():
     cache = DynamicCache()
-    require_no_cache(None)
-    require_no_cache(cache)
+    require_packed_inputs(None, None)
+    require_packed_inputs(None, cache)
     cache.update(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2), 0)
     with pytest.raises(ValueError, match="past_key_values holds 3 tokens"):
-        require_no_cache(cache)
+        require_packed_inputs(None, cache)
 
 
 def test_flash_attention_gets_the_boundaries_of_the_whole_batch():

@@ -15,6 +15,11 @@ def _starts(values: torch.Tensor, step: int) -> torch.Tensor:
     return torch.cat([first, values[:, 1:] != values[:, :-1] + step], dim=1)
 
 
+def _marks_padding(attention_mask: object | None) -> bool:
+    """Whether a mask says nothing but which positions are padding; others (4-D, flex's, one per layer type) say more."""
+    return attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2)
+
+
 def segment_positions(segment_ids: torch.Tensor) -> torch.Tensor:
     """
     Positions that restart at 0 with every segment.
@@ -49,7 +54,7 @@ def segments_from_positions(
 
     ```
     """
-    if position_ids is None or (attention_mask is not None and attention_mask.dim() != 2):
+    if position_ids is None or not _marks_padding(attention_mask):
         return None
     return mask_padding(_starts(position_ids.expand(shape), step=1).cumsum(dim=1), attention_mask)
 
@@ -59,11 +64,17 @@ def mask_padding(segment_ids: torch.Tensor, attention_mask: torch.Tensor | None)
     return segment_ids if attention_mask is None else segment_ids * attention_mask.to(segment_ids)
 
 
-def require_no_cache(past_key_values: Cache | None) -> None:
+def require_packed_inputs(attention_mask: torch.Tensor | None, past_key_values: Cache | None) -> None:
     """
     Raises:
-        ValueError: a cache that already holds tokens came together with segments.
+        ValueError: a ready-made mask of who sees whom, or a cache that already holds tokens, came together with segments.
     """
+    if not _marks_padding(attention_mask):
+        given = tuple(attention_mask.shape) if hasattr(attention_mask, "shape") else type(attention_mask).__name__
+        raise ValueError(
+            f"segment_ids say who sees whom, and so does this attention_mask ({given}). Leave out one of them, or give a "
+            "mask (batch, sequence) that marks padding."
+        )
     if past_key_values is not None and past_key_values.get_seq_length() > 0:
         raise ValueError(
             f"Packed rows (segment_ids) are one full forward without a cache, but past_key_values holds "
