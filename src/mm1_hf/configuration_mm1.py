@@ -243,6 +243,8 @@ class MM1TextConfig(PreTrainedConfig):
         }
         # Rules that match nothing make transformers warn, so the plans name only what this decoder has.
         absent = [] if self.qk_norm else [".q_norm", ".k_norm"]
+        # Of the plans transformers saves this one; a dense decoder's would stay with the sparse one made from it.
+        kwargs.pop("base_model_ep_plan", None)
         if not self.num_experts:
             absent.append(".mlp.experts")
             self.base_model_ep_plan = None
