@@ -114,7 +114,9 @@ def test_every_experts_kernel_drops_the_same(implementation, padding):
 
 
 def test_dropped_choices_teach_their_experts_nothing():
-    model = decoder(num_experts_per_tok=1, moe_layer_period=2, router_aux_loss_coef=0.0, router_z_loss_coef=0.0).train()
+    model = decoder(
+        num_experts_per_tok=1, moe_layer_period=2, router_aux_loss_coef=0.0, router_z_loss_coef=0.0
+    ).train()
     seen = []
     model.model.layers[1].mlp.gate.register_forward_hook(lambda module, inputs, output: seen.append(output))
     model.model.layers[1].mlp.register_forward_hook(lambda module, inputs, output: seen.append(output))

@@ -363,7 +363,6 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
         output_router_logits: bool | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        shift_labels: torch.LongTensor | None = None,
         use_expert_capacity: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MM1CausalLMOutput:
@@ -380,13 +379,15 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
                 training with labels.
             output_router_logits: whether to return the router logits; unset, as the decoder's configuration says.
             num_items_in_batch: targets in the whole batch, of which this call may see a part.
-            shift_labels: `(batch, sequence)`, labels already moved one place to the left.
             use_expert_capacity:
                 whether `mm1_text`'s `expert_capacity_factor` limits the experts; unset, in training and with labels.
+            kwargs: also `shift_labels`, `(batch, sequence)`, labels already moved one place to the left.
 
         Raises:
             ValueError: as [`MM1Model.forward`], or `skip_logits` without labels.
         """
+        # Not in the signature, because Trainer's evaluation asks for every argument that is called labels.
+        shift_labels = kwargs.pop("shift_labels", None)
         targets = None if labels is None and shift_labels is None else live_targets(labels, shift_labels)
         skip_logits = resolve_skip_logits(skip_logits, self.training, targets)
         text_config = self.config.text_config
