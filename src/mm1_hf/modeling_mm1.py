@@ -430,7 +430,7 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
             if isinstance(text_config, MM1TextConfig):
                 aux_loss = weighted_router_loss(text_config, outputs.router_logits, token_mask)
             else:
-                aux_loss = text_config.router_aux_loss_coef * load_balancing_loss_func(
+                aux_loss = balance_coefficient(text_config) * load_balancing_loss_func(
                     outputs.router_logits, num_experts(text_config), text_config.num_experts_per_tok, token_mask
                 )
             if loss is not None:
@@ -460,9 +460,14 @@ def needs_gradient(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
+def balance_coefficient(text_config: PreTrainedConfig) -> float | None:
+    """Weight of a decoder's load-balancing loss; JetMoE has a name of its own for it."""
+    return getattr(text_config, "router_aux_loss_coef", getattr(text_config, "aux_loss_coef", None))
+
+
 def num_experts(text_config: PreTrainedConfig) -> int:
-    """Experts of a decoder's sparse layers whose balance it weighs with `router_aux_loss_coef`; 0 for the others."""
-    if getattr(text_config, "router_aux_loss_coef", None) is None:
+    """Experts of a decoder's sparse layers whose balance it weighs in its loss; 0 for the others."""
+    if balance_coefficient(text_config) is None:
         return 0
     return getattr(text_config, "num_experts", None) or getattr(text_config, "num_local_experts", None) or 0
 
