@@ -6,9 +6,9 @@ import torch
 from flash import use_reference_flash
 from tiny import tiny_vision
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Trainer, TrainingArguments
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils import find_labels, is_flash_attn_2_available
 
-from mm1_hf import MM1Config, MM1ForConditionalGeneration, MM1TextConfig
+from mm1_hf import MM1Config, MM1ForConditionalGeneration, MM1TextConfig, MM1TextForCausalLM
 
 
 IMAGE = 63
@@ -283,7 +283,21 @@ def test_positions_of_left_padding_are_no_segments():
         close(output.logits[:, 3:], model(ids[:, 3:]).logits)
 
 
+@pytest.mark.parametrize("kind", ["mm1_text", "llama"])
+def test_segments_of_another_shape_are_refused(kind):
+    batch = packed()
+    batch["segment_ids"] = batch["segment_ids"][:, :-1]
+    with pytest.raises(ValueError, match=r"segment_ids has the shape \(1, 23\), and the tokens are \(1, 24\)"):
+        build(kind)(**batch)
+
+
 # Trainer
+
+
+@pytest.mark.parametrize("model_class", [MM1ForConditionalGeneration, MM1TextForCausalLM])
+def test_trainer_s_evaluation_asks_for_nothing_but_labels(model_class):
+    """It computes a loss only where a batch has every argument whose name holds "label"."""
+    assert find_labels(model_class) == ["labels"]
 
 
 def step(model, rows: list[dict], collate, folder, **arguments) -> tuple[dict[str, torch.Tensor], float]:

@@ -56,11 +56,13 @@ def test_an_mm1_is_upcycled_as_a_whole():
     )
     dense = randomised(MM1ForConditionalGeneration(config))
     dense.generation_config.max_new_tokens = 7
+    dense.set_attn_implementation("eager")
     before = {name: weight.clone() for name, weight in dense.state_dict().items()}
     sparse = upcycle(dense, 8, router_aux_loss_coef=0.02)
     batch = {"input_ids": torch.tensor([[63] * 4 + [5, 6, 7]]), "pixel_values": torch.rand(1, 3, 56, 56)}
     torch.testing.assert_close(sparse(**batch).logits, dense(**batch).logits, atol=1e-5, rtol=1e-5)
     text_config = sparse.config.text_config
+    assert sparse.model.language_model.config._attn_implementation == text_config._attn_implementation == "eager"
     assert (text_config.num_experts, text_config.router_aux_loss_coef) == (8, 0.02)
     # The plans are those of a sparse decoder.
     assert text_config.base_model_ep_plan and "layers.*.mlp.experts" in text_config.base_model_tp_plan

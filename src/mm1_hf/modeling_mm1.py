@@ -194,8 +194,9 @@ class MM1Model(MM1PreTrainedModel):
 
         Raises:
             ValueError: image tokens and tiles that do not match in number; both or neither of `input_ids` and
-                `inputs_embeds`; both `pixel_values` and `mm_encoder_outputs`; segments with a filled cache, an
-                `attention_mask` that is more than padding or a decoder that cannot keep them apart; a batch split by
+                `inputs_embeds`; both `pixel_values` and `mm_encoder_outputs`; segments of another shape than the
+                tokens, with a filled cache, an `attention_mask` that is more than padding or a decoder that cannot keep
+                them apart; a batch split by
                 `torch.nn.DataParallel`.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -279,7 +280,7 @@ class MM1Model(MM1PreTrainedModel):
                 "past_key_values": past_key_values,
                 "use_cache": use_cache,
             }
-        require_packed_inputs(attention_mask, past_key_values)
+        require_packed_inputs(segment_ids, inputs_embeds.shape[:2], attention_mask, past_key_values)
         segment_ids = mask_padding(segment_ids, attention_mask)
         if isinstance(self.language_model, MM1TextModel):
             return {"segment_ids": segment_ids, "position_ids": position_ids, "use_cache": False}

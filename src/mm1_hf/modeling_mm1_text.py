@@ -418,8 +418,8 @@ class MM1TextModel(MM1TextPreTrainedModel):
             use_expert_capacity: whether `expert_capacity_factor` limits the experts; unset, in training without a cache.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds`, or segments with a filled cache or an
-                `attention_mask` that is more than padding.
+            ValueError: both or neither of `input_ids` and `inputs_embeds`, or segments of another shape than the
+                tokens, with a filled cache or an `attention_mask` that is more than padding.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -431,7 +431,7 @@ class MM1TextModel(MM1TextPreTrainedModel):
         if segment_ids is None and self.training and past_key_values is None:
             segment_ids = segments_from_positions(position_ids, attention_mask, inputs_embeds.shape[:2])
         if segment_ids is not None:
-            require_packed_inputs(attention_mask, past_key_values)
+            require_packed_inputs(segment_ids, inputs_embeds.shape[:2], attention_mask, past_key_values)
             segment_ids = mask_padding(segment_ids, attention_mask)
             past_key_values, attention_mask = None, None
             mask_position_ids = segment_positions(segment_ids)

@@ -7,6 +7,7 @@ windows, flex and variable-length flash attention on that path.
 
 import torch
 from transformers.cache_utils import Cache
+from transformers.utils.generic import is_flash_attention_requested
 
 
 def _starts(values: torch.Tensor, step: int) -> torch.Tensor:
@@ -64,11 +65,19 @@ def mask_padding(segment_ids: torch.Tensor, attention_mask: torch.Tensor | None)
     return segment_ids if attention_mask is None else segment_ids * attention_mask.to(segment_ids)
 
 
-def require_packed_inputs(attention_mask: torch.Tensor | None, past_key_values: Cache | None) -> None:
+def require_packed_inputs(
+    segment_ids: torch.Tensor, shape: torch.Size, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+) -> None:
     """
     Raises:
-        ValueError: a ready-made mask of who sees whom, or a cache that already holds tokens, came together with segments.
+        ValueError: segments of another shape than the tokens, or together with a ready-made mask of who sees whom or a cache
+            that already holds tokens.
     """
+    if segment_ids.shape != shape:
+        raise ValueError(
+            f"segment_ids has the shape {tuple(segment_ids.shape)}, and the tokens are {tuple(shape)}: give every token the "
+            "number of its segment, 0 for padding."
+        )
     if not _marks_padding(attention_mask):
         given = tuple(attention_mask.shape) if hasattr(attention_mask, "shape") else type(attention_mask).__name__
         raise ValueError(
@@ -87,7 +96,8 @@ def flash_segment_kwargs(segment_ids: torch.Tensor, attn_implementation: str | N
     What variable-length flash attention needs to keep the segments of several rows apart. It reads restarting positions
     by itself only for a single row, so the boundaries over the whole flattened batch are given to it.
     """
-    if attn_implementation is None or not attn_implementation.startswith("flash_attention"):
+    # Not by its first letters: without the flash-attn package the name becomes that of a kernel from the Hub.
+    if not is_flash_attention_requested(requested_attention_implementation=attn_implementation):
         return {}
     starts = _starts(segment_ids, step=0).flatten().nonzero().flatten()
     boundaries = torch.cat([starts, starts.new_tensor([segment_ids.numel()])])
