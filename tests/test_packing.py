@@ -37,6 +37,7 @@ DECODERS = {
         "layer_types": ["sliding_attention", "full_attention"],
     },
 }
+SPARSE = {"num_experts": 4, "moe_intermediate_size": 16, "router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.1}
 LENGTHS = [9, 6, 9]
 
 
@@ -345,11 +346,12 @@ def concatenate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
-@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize(("kind", "fields"), [*((kind, {}) for kind in DECODERS), ("mm1_text", SPARSE)])
 @pytest.mark.parametrize("how", ["segment_ids", "position_ids"])
-def test_trap_a_step_of_trainer_on_packed_rows_equals_one_on_separate_rows(kind, how, tmp_path):
+def test_trap_a_step_of_trainer_on_packed_rows_equals_one_on_separate_rows(kind, fields, how, tmp_path):
     """Composite models leak inside Trainer, which leaves the decoder's own `use_cache` on; and a collator that adds an
-    all-ones mask hides restarting positions."""
+    all-ones mask hides restarting positions. Router losses count
+    the same tokens either way."""
     ids = packed()["input_ids"]
     row = {
         "input_ids": ids,
@@ -359,15 +361,15 @@ def test_trap_a_step_of_trainer_on_packed_rows_equals_one_on_separate_rows(kind,
         "labels": labels_of(ids, PACKED_STARTS),
     }
     expected, expected_loss = step(
-        build(kind),
+        build(kind, **fields),
         separate_rows(),
         concatenate,
         tmp_path,
         per_device_train_batch_size=3,
         per_device_eval_batch_size=3,
     )
-    got, loss = step(build(kind), [row], concatenate, tmp_path, per_device_train_batch_size=1)
-    start = dict(build(kind).named_parameters())
+    got, loss = step(build(kind, **fields), [row], concatenate, tmp_path, per_device_train_batch_size=1)
+    start = dict(build(kind, **fields).named_parameters())
     assert max((expected[name] - start[name]).abs().max() for name in start) > 0.01
     for name, weight in got.items():
         torch.testing.assert_close(weight, expected[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
