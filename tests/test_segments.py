@@ -8,7 +8,7 @@ from transformers.masking_utils import find_packed_sequence_indices
 from mm1_hf.segments import (
     flash_segment_kwargs,
     mask_padding,
-    require_no_cache,
+    require_packed_inputs,
     segment_positions,
     segments_from_positions,
 )
@@ -85,21 +85,29 @@ def test_padding_becomes_segment_0(dtype):
 
 
 def test_a_filled_cache_is_refused_and_an_empty_one_is_not():
-    cache = DynamicCache()
-    require_no_cache(None)
-    require_no_cache(cache)
+    segments, cache = torch.tensor([[1, 1, 2]]), DynamicCache()
+    require_packed_inputs(segments, (1, 3), None, None)
+    require_packed_inputs(segments, (1, 3), torch.ones(1, 3), cache)
     cache.update(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2), 0)
     with pytest.raises(ValueError, match="past_key_values holds 3 tokens"):
-        require_no_cache(cache)
+        require_packed_inputs(segments, (1, 3), None, cache)
 
 
-def test_flash_attention_gets_the_boundaries_of_the_whole_batch():
+@pytest.mark.parametrize("segments", [[1, 1, 2], [[1, 1]], [[1, 1, 2]] * 2])
+def test_segments_of_another_shape_than_the_tokens_are_refused(segments):
+    segments = torch.tensor(segments)
+    with pytest.raises(ValueError, match=r"segment_ids has the shape \(.*\), and the tokens are \(1, 3\)"):
+        require_packed_inputs(segments, (1, 3), None, None)
+
+
+@pytest.mark.parametrize("implementation", ["flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"])
+def test_flash_attention_gets_the_boundaries_of_the_whole_batch(implementation):
     segments = torch.tensor([[1, 1, 2, 2], [2, 2, 2, 0]])
-    kwargs = flash_segment_kwargs(segments, "flash_attention_2")
+    kwargs = flash_segment_kwargs(segments, implementation)
     # A row's end is a boundary also where its neighbour's segment has the same number.
     assert kwargs["cu_seq_lens_q"].tolist() == [0, 2, 4, 7, 8]
     assert kwargs["cu_seq_lens_q"].dtype == torch.int32
     assert torch.equal(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"])
     assert kwargs["max_length_q"] == kwargs["max_length_k"] == 3
-    for other in ("sdpa", "eager", None):
+    for other in ("sdpa", "eager", "flex_attention", None):
         assert flash_segment_kwargs(segments, other) == {}

@@ -7,6 +7,7 @@ from .modeling_mm1 import MM1ForConditionalGeneration, MM1Model, MM1PreTrainedMo
 from .modeling_mm1_text import MM1TextForCausalLM, MM1TextModel, MM1TextPreTrainedModel
 from .processing_mm1 import MM1Processor
 from .registration import register
+from .upcycling import upcycle
 
 
 __version__ = "0.1.0"
@@ -28,4 +29,5 @@ __all__ = [
     "assemble",
     "preset_names",
     "register",
+    "upcycle",
 ]

@@ -137,6 +137,11 @@ class MM1TextConfig(PreTrainedConfig):
         moe_intermediate_size (`int`, *optional*): hidden width of one expert; unset, `intermediate_size`.
         moe_layer_period (`int`, defaults to 2): every n-th layer is sparse: 2 makes layers 1, 3, 5, ... sparse.
         norm_topk_prob (`bool`, defaults to `True`): whether the chosen experts' gates are rescaled to sum to 1.
+        expert_capacity_factor (`float`, *optional*):
+            Limits each expert to `max(1, int(tokens * expert_capacity_factor / num_experts))` choices of a row of so many
+            tokens without padding; first choices go first, in the tokens' order, and a choice that finds no room counts
+            nothing. It holds in training and wherever a loss is computed, never in `generate()`. Unset, no choice is
+            dropped. MM1 leaves it open; AXLearn's default is 2.0.
         output_router_logits (`bool`, defaults to `False`):
             Whether outputs carry `router_logits` also where no loss is computed.
         router_aux_loss_coef (`float`, defaults to 0.01): weight of the load-balancing loss (MM1, section 4.3).
@@ -146,7 +151,7 @@ class MM1TextConfig(PreTrainedConfig):
             Weight of the softmax z-loss, `mean(logsumexp(logits) ** 2)`. Inside an MM1, [`MM1Config`]'s counts.
 
     Raises:
-        ValueError: head counts that do not divide, more experts per token than experts.
+        ValueError: head counts that do not divide, more experts per token than experts, no room in the experts.
     """
 
     model_type = "mm1_text"
@@ -207,6 +212,7 @@ class MM1TextConfig(PreTrainedConfig):
     moe_intermediate_size: int | None = None
     moe_layer_period: int = 2
     norm_topk_prob: bool = True
+    expert_capacity_factor: float | int | None = None
     output_router_logits: bool = False
     router_aux_loss_coef: float = 0.01
     router_z_loss_coef: float = 0.001
@@ -237,6 +243,8 @@ class MM1TextConfig(PreTrainedConfig):
         }
         # Rules that match nothing make transformers warn, so the plans name only what this decoder has.
         absent = [] if self.qk_norm else [".q_norm", ".k_norm"]
+        # Of the plans transformers saves this one; a dense decoder's would stay with the sparse one made from it.
+        kwargs.pop("base_model_ep_plan", None)
         if not self.num_experts:
             absent.append(".mlp.experts")
             self.base_model_ep_plan = None
@@ -264,6 +272,11 @@ class MM1TextConfig(PreTrainedConfig):
             if not 1 <= self.num_experts_per_tok <= self.num_experts:
                 raise ValueError(
                     f"num_experts_per_tok={self.num_experts_per_tok} must be from 1 to num_experts={self.num_experts}."
+                )
+            if self.expert_capacity_factor is not None and not self.expert_capacity_factor > 0:
+                raise ValueError(
+                    f"expert_capacity_factor={self.expert_capacity_factor} must be above 0 (2.0 gives each of top-2's "
+                    "choices room when all experts are used alike), or None to drop no choice."
                 )
             if not 1 <= self.moe_layer_period <= self.num_hidden_layers:
                 raise ValueError(

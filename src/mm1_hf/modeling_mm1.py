@@ -32,7 +32,7 @@ from .modeling_mm1_text import (
 from .segments import (
     flash_segment_kwargs,
     mask_padding,
-    require_no_cache,
+    require_packed_inputs,
     segment_positions,
     segments_from_positions,
 )
@@ -194,8 +194,10 @@ class MM1Model(MM1PreTrainedModel):
 
         Raises:
             ValueError: image tokens and tiles that do not match in number; both or neither of `input_ids` and
-                `inputs_embeds`; both `pixel_values` and `mm_encoder_outputs`; segments with a filled cache or a decoder
-                that cannot keep them apart; a batch split by `torch.nn.DataParallel`.
+                `inputs_embeds`; both `pixel_values` and `mm_encoder_outputs`; segments of another shape than the
+                tokens, with a filled cache, an `attention_mask` that is more than padding or a decoder that cannot keep
+                them apart; a batch split by
+                `torch.nn.DataParallel`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -278,7 +280,7 @@ class MM1Model(MM1PreTrainedModel):
                 "past_key_values": past_key_values,
                 "use_cache": use_cache,
             }
-        require_no_cache(past_key_values)
+        require_packed_inputs(segment_ids, inputs_embeds.shape[:2], attention_mask, past_key_values)
         segment_ids = mask_padding(segment_ids, attention_mask)
         if isinstance(self.language_model, MM1TextModel):
             return {"segment_ids": segment_ids, "position_ids": position_ids, "use_cache": False}
@@ -362,13 +364,14 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
         output_router_logits: bool | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        shift_labels: torch.LongTensor | None = None,
+        use_expert_capacity: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MM1CausalLMOutput:
         r"""
         Args:
             input_ids, pixel_values, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, segment_ids,
-                mm_encoder_outputs: see [`MM1Model.forward`].
+                mm_encoder_outputs: see [`MM1Model.forward`]. With labels, positions that restart within a row mark
+                segments also in evaluation.
             labels:
                 `(batch, sequence)`, -100 where nothing is learned: at image tokens, padding and each segment's first
                 token. They are taken as they are ([`mm1_hf.data.collation`] makes them).
@@ -377,14 +380,25 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
                 training with labels.
             output_router_logits: whether to return the router logits; unset, as the decoder's configuration says.
             num_items_in_batch: targets in the whole batch, of which this call may see a part.
-            shift_labels: `(batch, sequence)`, labels already moved one place to the left.
+            use_expert_capacity:
+                whether `mm1_text`'s `expert_capacity_factor` limits the experts; unset, in training and with labels.
+            kwargs: also `shift_labels`, `(batch, sequence)`, labels already moved one place to the left.
 
         Raises:
             ValueError: as [`MM1Model.forward`], or `skip_logits` without labels.
         """
+        # Not in the signature, because Trainer's evaluation asks for every argument that is called labels.
+        shift_labels = kwargs.pop("shift_labels", None)
         targets = None if labels is None and shift_labels is None else live_targets(labels, shift_labels)
         skip_logits = resolve_skip_logits(skip_logits, self.training, targets)
         text_config = self.config.text_config
+        if targets is not None:
+            if segment_ids is None and past_key_values is None:
+                shape = (labels if shift_labels is None else shift_labels).shape
+                segment_ids = segments_from_positions(position_ids, attention_mask, shape)
+            use_expert_capacity = use_expert_capacity is None or use_expert_capacity
+        if isinstance(text_config, MM1TextConfig):
+            kwargs["use_expert_capacity"] = use_expert_capacity
         if output_router_logits is None:
             output_router_logits = getattr(text_config, "output_router_logits", False)
         need_router = num_experts(text_config) > 0 and (output_router_logits or targets is not None)
@@ -417,7 +431,7 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
             if isinstance(text_config, MM1TextConfig):
                 aux_loss = weighted_router_loss(text_config, outputs.router_logits, token_mask)
             else:
-                aux_loss = text_config.router_aux_loss_coef * load_balancing_loss_func(
+                aux_loss = balance_coefficient(text_config) * load_balancing_loss_func(
                     outputs.router_logits, num_experts(text_config), text_config.num_experts_per_tok, token_mask
                 )
             if loss is not None:
@@ -447,9 +461,14 @@ def needs_gradient(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
+def balance_coefficient(text_config: PreTrainedConfig) -> float | None:
+    """Weight of a decoder's load-balancing loss; JetMoE has a name of its own for it."""
+    return getattr(text_config, "router_aux_loss_coef", getattr(text_config, "aux_loss_coef", None))
+
+
 def num_experts(text_config: PreTrainedConfig) -> int:
-    """Experts of a decoder's sparse layers whose balance it weighs with `router_aux_loss_coef`; 0 for the others."""
-    if getattr(text_config, "router_aux_loss_coef", None) is None:
+    """Experts of a decoder's sparse layers whose balance it weighs in its loss; 0 for the others."""
+    if balance_coefficient(text_config) is None:
         return 0
     return getattr(text_config, "num_experts", None) or getattr(text_config, "num_local_experts", None) or 0
 

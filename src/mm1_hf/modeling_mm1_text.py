@@ -26,7 +26,7 @@ from .losses import LiveTargets, live_targets, router_losses, z_loss
 from .segments import (
     flash_segment_kwargs,
     mask_padding,
-    require_no_cache,
+    require_packed_inputs,
     segment_positions,
     segments_from_positions,
 )
@@ -252,36 +252,66 @@ class MM1TextTopKRouter(nn.Module):
         super().__init__()
         self.top_k = config.num_experts_per_tok
         self.norm_topk_prob = config.norm_topk_prob
+        self.capacity_factor = config.expert_capacity_factor
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
 
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self, hidden_states: torch.Tensor, capacity_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         Args:
-            hidden_states: `(tokens, hidden)`.
+            hidden_states: `(batch * sequence, hidden)`.
+            capacity_mask:
+                `(batch, sequence)`, 0 for padding, where the experts' capacity is limited; without it no choice is dropped.
 
         Returns:
-            Router logits `(tokens, experts)` in float32, gates `(tokens, top_k)` in the input's dtype and the chosen
-            experts `(tokens, top_k)`.
+            Router logits `(tokens, experts)` in float32, gates `(tokens, top_k)` in the input's dtype, 0 for a dropped
+            choice, and the chosen experts `(tokens, top_k)`.
         """
         with torch.autocast(hidden_states.device.type, enabled=False):
             logits = F.linear(hidden_states.float(), self.weight.float())
         gates, experts = logits.softmax(dim=-1).topk(self.top_k, dim=-1)
         if self.norm_topk_prob:
             gates = gates / gates.sum(dim=-1, keepdim=True)
+        if capacity_mask is not None:
+            gates = gates * choices_within_capacity(experts, capacity_mask, logits.shape[-1], self.capacity_factor)
         return logits, gates.to(hidden_states.dtype), experts
 
 
+def choices_within_capacity(
+    experts: torch.Tensor, token_mask: torch.Tensor, num_experts: int, capacity_factor: float
+) -> torch.Tensor:
+    """
+    Which choices find room in their expert, `(batch * sequence, top_k)`: AXLearn's rule with a row as the group. Each
+    expert takes `max(1, int(tokens * capacity_factor / num_experts))` of a row's choices; all first choices queue before
+    the second ones, each in the tokens' order.
+
+    Args:
+        experts: `(batch * sequence, top_k)`, the chosen experts, best first.
+        token_mask: `(batch, sequence)`, 0 for padding, which takes no room and adds none.
+    """
+    rows, length = token_mask.shape
+    real = token_mask.ne(0)
+    # A place is a whole number, so it need not be compared with a capacity rounded down.
+    capacity = (real.sum(dim=1) * capacity_factor / num_experts).clamp(min=1)
+    queue = experts.view(rows, length, -1).transpose(1, 2)
+    taken = (F.one_hot(queue, num_experts) * real[:, None, :, None]).flatten(1, 2)
+    place = (taken.cumsum(dim=1) * taken).sum(dim=-1)
+    kept = (place > 0) & (place <= capacity[:, None])
+    return kept.view_as(queue).transpose(1, 2).flatten(0, 1)
+
+
 class MM1TextSparseMLP(nn.Module):
-    """A feed-forward layer of experts: each token goes to its top-k and no token is dropped."""
+    """A feed-forward layer of experts: each token goes to its top-k, as far as these have room."""
 
     def __init__(self, config: MM1TextConfig):
         super().__init__()
         self.gate = MM1TextTopKRouter(config)
         self.experts = MM1TextExperts(config)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, capacity_mask: torch.Tensor | None = None) -> torch.Tensor:
         tokens = hidden_states.flatten(0, 1)
-        _, gates, experts = self.gate(tokens)
+        _, gates, experts = self.gate(tokens, capacity_mask)
         return self.experts(tokens, experts, gates).view_as(hidden_states)
 
 
@@ -291,7 +321,8 @@ class MM1TextDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: MM1TextConfig, layer_idx: int):
         super().__init__()
         self.self_attn = MM1TextAttention(config, layer_idx)
-        self.mlp = MM1TextSparseMLP(config) if config.is_sparse_layer(layer_idx) else MM1TextMLP(config)
+        self.is_sparse = config.is_sparse_layer(layer_idx)
+        self.mlp = MM1TextSparseMLP(config) if self.is_sparse else MM1TextMLP(config)
         self.input_layernorm = MM1TextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = MM1TextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
@@ -301,6 +332,7 @@ class MM1TextDecoderLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         past_key_values: Cache | None = None,
+        capacity_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         attended, _ = self.self_attn(
@@ -311,7 +343,8 @@ class MM1TextDecoderLayer(GradientCheckpointingLayer):
             **kwargs,
         )
         hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        normed = self.post_attention_layernorm(hidden_states)
+        return hidden_states + (self.mlp(normed, capacity_mask) if self.is_sparse else self.mlp(normed))
 
 
 class MM1TextPreTrainedModel(PreTrainedModel):
@@ -369,6 +402,7 @@ class MM1TextModel(MM1TextPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         segment_ids: torch.LongTensor | None = None,
+        use_expert_capacity: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MoeModelOutputWithPast:
         r"""
@@ -381,19 +415,23 @@ class MM1TextModel(MM1TextPreTrainedModel):
             use_cache: whether to return `past_key_values`. Off for packed rows.
             segment_ids: `(batch, sequence)`: which of a packed row's examples each token belongs to, 0 for padding.
                 Tokens see only their own segment, and positions restart with each.
+            use_expert_capacity: whether `expert_capacity_factor` limits the experts; unset, in training without a cache.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds`, or segments with a filled cache.
+            ValueError: both or neither of `input_ids` and `inputs_embeds`, or segments of another shape than the
+                tokens, with a filled cache or an `attention_mask` that is more than padding.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        if use_expert_capacity is None:
+            use_expert_capacity = self.training and past_key_values is None
 
         if segment_ids is None and self.training and past_key_values is None:
             segment_ids = segments_from_positions(position_ids, attention_mask, inputs_embeds.shape[:2])
         if segment_ids is not None:
-            require_no_cache(past_key_values)
+            require_packed_inputs(segment_ids, inputs_embeds.shape[:2], attention_mask, past_key_values)
             segment_ids = mask_padding(segment_ids, attention_mask)
             past_key_values, attention_mask = None, None
             mask_position_ids = segment_positions(segment_ids)
@@ -408,6 +446,10 @@ class MM1TextModel(MM1TextPreTrainedModel):
                 position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0) + past
             mask_position_ids = position_ids
 
+        capacity_mask = None
+        if use_expert_capacity and self.config.num_experts and self.config.expert_capacity_factor is not None:
+            token_mask = router_token_mask(segment_ids, attention_mask, inputs_embeds)
+            capacity_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2]) if token_mask is None else token_mask
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
@@ -424,6 +466,7 @@ class MM1TextModel(MM1TextPreTrainedModel):
                 position_embeddings=position_embeddings,
                 past_key_values=past_key_values,
                 position_ids=mask_position_ids,
+                capacity_mask=capacity_mask,
                 **kwargs,
             )
         return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
@@ -431,8 +474,8 @@ class MM1TextModel(MM1TextPreTrainedModel):
 
 class NextTokenHeadMixin:
     """
-    What MM1's models with a head share: the loss over live targets, logits only where they are needed, and the refusal
-    of packed rows in `generate()`.
+    What MM1's models with a head share: the loss over live targets, logits only where they are needed, and in
+    `generate()` the refusal of packed rows and experts without a limit.
     """
 
     def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
@@ -493,6 +536,13 @@ class NextTokenHeadMixin:
             )
         super()._validate_model_kwargs(model_kwargs)
 
+    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
+        model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        if getattr(self.config.get_text_config(), "expert_capacity_factor", None) is not None:
+            # Second choices queue behind the first ones of later tokens, so a growing row would change its own past.
+            model_inputs["use_expert_capacity"] = False
+        return model_inputs
+
 
 class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationMixin):
     """MM1's decoder with its head."""
@@ -523,26 +573,35 @@ class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationM
         skip_logits: bool | None = None,
         output_router_logits: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        shift_labels: torch.LongTensor | None = None,
+        use_expert_capacity: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MM1CausalLMOutput:
         r"""
         Args:
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, segment_ids:
-                see [`MM1TextModel.forward`].
+                see [`MM1TextModel.forward`]. With labels, positions that restart within a row mark segments also in
+                evaluation.
             labels: `(batch, sequence)`, -100 where nothing is learned.
             logits_to_keep: how many of the last positions to return logits of, 0 for all.
             skip_logits: whether to send only the live positions through the head and return no logits; unset, in training
                 with labels.
             output_router_logits: whether to return the router logits; unset, as the configuration says.
             num_items_in_batch: targets in the whole batch, of which this call may see a part.
-            shift_labels: `(batch, sequence)`, labels already moved one place to the left.
+            use_expert_capacity: whether `expert_capacity_factor` limits the experts; unset, in training and with labels.
+            kwargs: also `shift_labels`, `(batch, sequence)`, labels already moved one place to the left.
 
         Raises:
             ValueError: as [`MM1TextModel.forward`], or `skip_logits` without labels.
         """
+        # Not in the signature, because Trainer's evaluation asks for every argument that is called labels.
+        shift_labels = kwargs.pop("shift_labels", None)
         targets = None if labels is None and shift_labels is None else live_targets(labels, shift_labels)
         skip_logits = resolve_skip_logits(skip_logits, self.training, targets)
+        if targets is not None:
+            if segment_ids is None and past_key_values is None:
+                shape = (labels if shift_labels is None else shift_labels).shape
+                segment_ids = segments_from_positions(position_ids, attention_mask, shape)
+            use_expert_capacity = use_expert_capacity is None or use_expert_capacity
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
         need_router = self.config.num_experts > 0 and (output_router_logits or targets is not None)
@@ -555,6 +614,7 @@ class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationM
             use_cache=use_cache,
             segment_ids=segment_ids,
             output_router_logits=need_router,
+            use_expert_capacity=use_expert_capacity,
             **kwargs,
         )
         logits, loss, share = self.logits_and_loss(

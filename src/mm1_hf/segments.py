@@ -7,12 +7,18 @@ windows, flex and variable-length flash attention on that path.
 
 import torch
 from transformers.cache_utils import Cache
+from transformers.utils.generic import is_flash_attention_requested
 
 
 def _starts(values: torch.Tensor, step: int) -> torch.Tensor:
     """Where a row's value is not its left neighbour's plus `step`: `(batch, sequence)`, true in the first column."""
     first = torch.ones_like(values[:, :1], dtype=torch.bool)
     return torch.cat([first, values[:, 1:] != values[:, :-1] + step], dim=1)
+
+
+def _marks_padding(attention_mask: object | None) -> bool:
+    """Whether a mask says nothing but which positions are padding; others (4-D, flex's, one per layer type) say more."""
+    return attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2)
 
 
 def segment_positions(segment_ids: torch.Tensor) -> torch.Tensor:
@@ -49,7 +55,7 @@ def segments_from_positions(
 
     ```
     """
-    if position_ids is None or (attention_mask is not None and attention_mask.dim() != 2):
+    if position_ids is None or not _marks_padding(attention_mask):
         return None
     return mask_padding(_starts(position_ids.expand(shape), step=1).cumsum(dim=1), attention_mask)
 
@@ -59,11 +65,25 @@ def mask_padding(segment_ids: torch.Tensor, attention_mask: torch.Tensor | None)
     return segment_ids if attention_mask is None else segment_ids * attention_mask.to(segment_ids)
 
 
-def require_no_cache(past_key_values: Cache | None) -> None:
+def require_packed_inputs(
+    segment_ids: torch.Tensor, shape: torch.Size, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+) -> None:
     """
     Raises:
-        ValueError: a cache that already holds tokens came together with segments.
+        ValueError: segments of another shape than the tokens, or together with a ready-made mask of who sees whom or a cache
+            that already holds tokens.
     """
+    if segment_ids.shape != shape:
+        raise ValueError(
+            f"segment_ids has the shape {tuple(segment_ids.shape)}, and the tokens are {tuple(shape)}: give every token the "
+            "number of its segment, 0 for padding."
+        )
+    if not _marks_padding(attention_mask):
+        given = tuple(attention_mask.shape) if hasattr(attention_mask, "shape") else type(attention_mask).__name__
+        raise ValueError(
+            f"segment_ids say who sees whom, and so does this attention_mask ({given}). Leave out one of them, or give a "
+            "mask (batch, sequence) that marks padding."
+        )
     if past_key_values is not None and past_key_values.get_seq_length() > 0:
         raise ValueError(
             f"Packed rows (segment_ids) are one full forward without a cache, but past_key_values holds "
@@ -76,7 +96,8 @@ def flash_segment_kwargs(segment_ids: torch.Tensor, attn_implementation: str | N
     What variable-length flash attention needs to keep the segments of several rows apart. It reads restarting positions
     by itself only for a single row, so the boundaries over the whole flattened batch are given to it.
     """
-    if attn_implementation is None or not attn_implementation.startswith("flash_attention"):
+    # Not by its first letters: without the flash-attn package the name becomes that of a kernel from the Hub.
+    if not is_flash_attention_requested(requested_attention_implementation=attn_implementation):
         return {}
     starts = _starts(segment_ids, step=0).flatten().nonzero().flatten()
     boundaries = torch.cat([starts, starts.new_tensor([segment_ids.numel()])])
