@@ -210,7 +210,7 @@ class MM1Model(MM1PreTrainedModel):
                 "per GPU instead: torchrun or accelerate launch."
             )
 
-        is_prefill = past_key_values is None or past_key_values.get_seq_length() == 0
+        is_prefill = begins_rows(past_key_values)
         num_features = 0
         if pixel_values is not None:
             num_features = pixel_values.shape[0] * self.config.connector_config.num_tokens
@@ -447,6 +447,14 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
             aux_loss=aux_loss,
             image_hidden_states=outputs.image_hidden_states,
         )
+
+
+def begins_rows(past_key_values: Cache | None) -> bool:
+    """Whether nothing came before. A static cache counts on the device, where compiled code cannot ask: it only decodes."""
+    length = 0 if past_key_values is None else past_key_values.get_seq_length()
+    if isinstance(length, torch.Tensor) and torch.compiler.is_compiling():
+        return False
+    return bool(length == 0)
 
 
 def build_decoder(config: PreTrainedConfig) -> PreTrainedModel:
