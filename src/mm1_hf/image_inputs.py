@@ -44,6 +44,8 @@ def _fetch(images: Any, counter: Iterator[int]) -> Any:
         image = images if isinstance(images, Image.Image) else Image.open(_source(images))
         if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
+        # A broken head may name a mode that does not exist.
+        image.getbands()
         return image
 
 
