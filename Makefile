@@ -41,9 +41,10 @@ $(SUITES)/.ready: $(READY) tests/common/fetch_suites.py
 	$(BIN)/python tests/common/fetch_suites.py $(SUITES)
 	@touch $@
 
-lint: $(READY)  ## Check style
+lint: $(READY)  ## Check style and transformers' structural rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/structural_rules.py
 
 format: $(READY)  ## Mend style
 	$(BIN)/ruff check --fix .

@@ -149,6 +149,8 @@ class CompositeSuite(Suite):
     text_fields = {}
 
     def setUp(self) -> None:
+        if "batched_and_grouped" in self._testMethodName and "num_experts" not in self.text_fields:
+            self.skipTest("A dense decoder has no experts, though its class could set them.")
         set_seed(0)
         self.model_tester = self.tester_class(self, self.connector, **self.text_fields)
         self.config_tester = config_common.ConfigTester(self, config_class=MM1Config, has_text_modality=False)
@@ -236,7 +238,7 @@ class ParallelSuite(tensor_parallel.TensorParallelTesterMixin):
 
 
 class ExpertParallelSuite(expert_parallel.ExpertParallelTesterMixin, ParallelSuite):
-    core = (*ParallelSuite.core, "test_ep_forward_1", "test_ep_backward_1")
+    core = ("test_tp_plan", "test_moe_parallel_plans", "test_ep_backward_1")
 
 
 class CompositeParallelSuite:
