@@ -144,7 +144,7 @@ class CompositeSuite(Suite):
     all_model_classes = (MM1Model, MM1ForConditionalGeneration)
     additional_model_inputs = ["pixel_values"]
     _is_composite = True
-    tester_class = MM1Tester
+    inputs_class = MM1Tester
     connector = C_ABSTRACTOR
     text_fields = {}
 
@@ -152,7 +152,7 @@ class CompositeSuite(Suite):
         if "batched_and_grouped" in self._testMethodName and "num_experts" not in self.text_fields:
             self.skipTest("A dense decoder has no experts, though its class could set them.")
         set_seed(0)
-        self.model_tester = self.tester_class(self, self.connector, **self.text_fields)
+        self.model_tester = self.inputs_class(self, self.connector, **self.text_fields)
         self.config_tester = config_common.ConfigTester(self, config_class=MM1Config, has_text_modality=False)
         # Random ids of the whole vocabulary hold image tokens without an image, which MM1 refuses.
         patch = unittest.mock.patch.object(common, "ids_tensor", text_ids)
@@ -226,7 +226,7 @@ class Qwen3Tester(MM1Tester):
 
 class MM1Qwen3ModelTest(CompositeSuite, unittest.TestCase):
     core = CORE
-    tester_class = Qwen3Tester
+    inputs_class = Qwen3Tester
     text_fields = {"head_dim": 8}
 
 
