@@ -41,10 +41,11 @@ $(SUITES)/.ready: $(READY) tests/common/fetch_suites.py
 	$(BIN)/python tests/common/fetch_suites.py $(SUITES)
 	@touch $@
 
-lint: $(READY)  ## Check style and transformers' structural rules
+lint: $(READY)  ## Check style, transformers' structural rules and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python .ci/structural_rules.py
+	$(BIN)/ty check
 
 format: $(READY)  ## Mend style
 	$(BIN)/ruff check --fix .
