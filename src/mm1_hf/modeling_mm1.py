@@ -75,6 +75,11 @@ class MM1PreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # transformers looks for experts in this file; they are the decoder's, which is asked itself in turn.
+        return True
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -459,6 +464,7 @@ def begins_rows(past_key_values: Cache | None) -> bool:
 
 def build_decoder(config: PreTrainedConfig) -> PreTrainedModel:
     """`mm1_text` by its own class, which also loads from the Hub without this package; any other decoder by its name."""
+    # CODEPATH: presets and every MM1 of this package's own decoder; below, assemblies of a foreign one.
     if config.model_type == MM1TextConfig.model_type:
         return MM1TextModel._from_config(config)
     return AutoModel.from_config(config)

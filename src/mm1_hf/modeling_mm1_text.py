@@ -234,6 +234,7 @@ class MM1TextExperts(nn.Module):
     ) -> torch.Tensor:
         output = torch.zeros_like(hidden_states)
         # Under expert parallelism a rank sees the index `num_experts` for tokens whose expert lives elsewhere.
+        # trf-ignore: TRF056. A loop over the experts that were chosen has to know them; grouped_mm needs no loop.
         for expert in top_k_index.unique().tolist():
             if expert == self.num_experts:
                 continue
@@ -322,6 +323,7 @@ class MM1TextDecoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.self_attn = MM1TextAttention(config, layer_idx)
         self.is_sparse = config.is_sparse_layer(layer_idx)
+        # CODEPATH: mm1-3b-moe and the other sparse presets have experts in every n-th layer; dense ones nowhere.
         self.mlp = MM1TextSparseMLP(config) if self.is_sparse else MM1TextMLP(config)
         self.input_layernorm = MM1TextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = MM1TextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
