@@ -3,7 +3,7 @@
 import base64
 import binascii
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from itertools import count
@@ -73,7 +73,7 @@ def _source(image: Any) -> Any:
 
 
 @contextmanager
-def _broken_files_named(index: int) -> Iterator[None]:
+def _broken_files_named(index: int) -> Generator[None, None, None]:
     """Broken files make Pillow's decoders raise nearly everything; it all means the same to who gave the file."""
     try:
         yield
@@ -114,7 +114,10 @@ def _axes(
     data_format = input_data_format
     if data_format is None and image.ndim == 3:
         with suppress(ValueError):
-            data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+            # It reads the shape alone, though its annotation asks for an array.
+            data_format = infer_channel_dimension_format(
+                np.broadcast_to(0, tuple(image.shape)), num_channels=(1, 3, 4)
+            )
     if data_format is None or image.ndim != 3:
         raise ValueError(
             f"Image {index} of the batch has the shape {tuple(image.shape)}; pass (height, width), (height, width, "
@@ -133,6 +136,7 @@ def to_uint8_pixels(
     Raises:
         ValueError: a file that turns out broken, or values that are no image's.
     """
+    array: np.ndarray
     if isinstance(image, Image.Image):
         with _broken_files_named(index):
             if image.mode.startswith(("I", "F")):
@@ -140,7 +144,7 @@ def to_uint8_pixels(
                 if array.dtype.itemsize == 2:
                     array = np.rint(array / 257).astype(np.uint8)
             else:
-                array = convert_to_rgb(image, return_numpy=True) if do_convert_rgb else np.array(image)
+                array = np.asarray(convert_to_rgb(image, return_numpy=True) if do_convert_rgb else image)
         input_data_format = ChannelDimension.LAST
     elif isinstance(image, torch.Tensor):
         # NumPy has no bfloat16.
@@ -152,7 +156,7 @@ def to_uint8_pixels(
     if array.dtype != np.uint8:
         array = _to_uint8(array, index, do_rescale)
     if do_convert_rgb and array.shape[2] != 3:
-        array = convert_to_rgb(array, return_numpy=True, input_data_format=ChannelDimension.LAST)
+        array = np.asarray(convert_to_rgb(array, return_numpy=True, input_data_format=ChannelDimension.LAST))
     return torch.from_numpy(np.require(array, requirements=["C", "W"])).permute(2, 0, 1)
 
 
