@@ -143,8 +143,10 @@ def to_uint8_pixels(
                 array = np.asarray(image)
                 if array.dtype.itemsize == 2:
                     array = np.rint(array / 257).astype(np.uint8)
+            elif do_convert_rgb and (image.mode != "RGB" or "transparency" in image.info):
+                array = np.asarray(convert_to_rgb(image, return_numpy=True))
             else:
-                array = np.asarray(convert_to_rgb(image, return_numpy=True) if do_convert_rgb else image)
+                array = np.array(image)
         input_data_format = ChannelDimension.LAST
     elif isinstance(image, torch.Tensor):
         # NumPy has no bfloat16.
