@@ -29,6 +29,7 @@ test: $(READY) $(SUITES)/.ready  ## Run the tests but the slow ones, transformer
 	$(run-tests)
 
 test-all: export RUN_SLOW := 1
+test-all: export MM1_FUZZ_CASES := 20000
 test-all: $(READY) $(SUITES)/.ready  ## Run every test, also what takes longer than continuous integration may
 	$(run-tests)
 

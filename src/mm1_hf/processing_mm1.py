@@ -76,6 +76,8 @@ class MM1Processor(ProcessorMixin):
     def __init__(
         self, image_processor=None, tokenizer=None, num_image_tokens=144, image_token="<image>", chat_template=None
     ):
+        # As saving writes it, so that a processor equals its saved self.
+        self.auto_map = {"AutoProcessor": "processing_mm1.MM1Processor"}
         self.num_image_tokens = num_image_tokens
         self.image_token = image_token
         # For generation. A saved tokenizer comes back with the side that it padded on last, the right one after training.
