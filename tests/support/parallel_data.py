@@ -1,4 +1,4 @@
-"""Trainer on rows that can be told from their tiles; a module of its own, because the processes have to import it by name."""
+"""Trainer on rows whose tiles tell their row; a module of its own, because the processes have to import it by name."""
 
 import os
 from collections.abc import Iterator
@@ -64,6 +64,14 @@ class Recorder(Trainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
 
+class LevelStream(Stream):
+    """The same, all rows of one length."""
+
+    def __iter__(self) -> Iterator[dict]:
+        for row, number in zip(super().__iter__(), COUNTS, strict=True):
+            yield {**row, "text": row["text"] + "." * 4 * (max(COUNTS) - number)}
+
+
 def train(folder: str, dataset: str, rows_per_step: int, steps: int, workers: int, **accelerator) -> Recorder:
     """Steps of plain gradient descent; rows come in their order."""
     processor = AutoProcessor.from_pretrained(folder)
@@ -87,7 +95,7 @@ def train(folder: str, dataset: str, rows_per_step: int, steps: int, workers: in
     trainer = Recorder(
         model=MM1ForConditionalGeneration.from_pretrained(folder),
         args=args,
-        train_dataset={"rows": Rows, "stream": Stream}[dataset](),
+        train_dataset={"rows": Rows, "stream": Stream, "level stream": LevelStream}[dataset](),
         data_collator=MM1Collator(processor),
     )
     trainer.seen = []
