@@ -132,11 +132,11 @@ def test_checkpointing_with_a_frozen_encoder_keeps_no_graph_of_it(reentrant, tmp
     batch = collator(rows())
     assert saved_bytes(model.train(), batch) > 0
     model.model.vision_tower.requires_grad_(False)
-    settings = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    settings = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": reentrant}}
     run = trainer(tmp_path, model, **settings)
     before = weights(run)
     run.train()
-    assert model.is_gradient_checkpointing
+    assert model.is_activation_checkpointing
     model.zero_grad()
     # PEFT does so before it trains adapters on a frozen model.
     model.enable_input_require_grads()
