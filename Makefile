@@ -4,7 +4,7 @@ READY := .venv/.ready
 SUITES := .test-suites
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup quickstart test lint format docs clean
+.PHONY: help setup quickstart test test-all lint format docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -24,17 +24,28 @@ $(READY): pyproject.toml constraints.txt parts.txt
 quickstart: $(READY)  ## Assemble an MM1, teach it to answer questions about pictures, and write a report
 	$(BIN)/mm1 quickstart
 
-test: $(READY) $(SUITES)/.ready  ## Run all tests, transformers' own common suites among them
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --ignore=tests/common
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=$(SUITES)/transformers $(BIN)/python -m pytest -q -n 2 tests/common
+test: MARKED := -m "not slow"
+test: $(READY) $(SUITES)/.ready  ## Run the tests but the slow ones, transformers' own common suites among them
+	$(run-tests)
+
+test-all: export RUN_SLOW := 1
+test-all: $(READY) $(SUITES)/.ready  ## Run every test, also what takes longer than continuous integration may
+	$(run-tests)
+
+define run-tests
+OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 $(MARKED) --ignore=tests/common
+OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=$(SUITES)/transformers $(BIN)/python -m pytest -q -n 2 $(MARKED) tests/common
+endef
 
 $(SUITES)/.ready: $(READY) tests/common/fetch_suites.py
 	$(BIN)/python tests/common/fetch_suites.py $(SUITES)
 	@touch $@
 
-lint: $(READY)  ## Check style
+lint: $(READY)  ## Check style, transformers' structural rules and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/structural_rules.py
+	$(BIN)/ty check
 
 format: $(READY)  ## Mend style
 	$(BIN)/ruff check --fix .

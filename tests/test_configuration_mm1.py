@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPVisionConfig, Dinov2Config, LlamaConfig, SiglipVisionConfig
 
@@ -106,6 +106,8 @@ def test_unreduced_connectors_have_a_token_per_patch(connector_type):
         ({"num_tokens": 4, "vision_hidden_size": 33}, "vision_hidden_size is 33"),
         ({"num_tokens": 4, "text_hidden_size": 47}, "text_hidden_size is 47"),
         ({"num_tokens": 4, "grid_size": 5}, "grid_size is 5"),
+        ({"num_tokens": 4, "hidden_size": 0}, "hidden_size=0"),
+        ({"connector_type": "attention", "num_tokens": 4, "num_attention_heads": 0}, "num_attention_heads=0"),
     ],
 )
 def test_bad_connectors_are_refused_by_name(connector, message):
@@ -124,6 +126,23 @@ def test_an_image_token_outside_the_vocabulary_is_refused(token):
         mm1(image_token_id=token)
 
 
+@pytest.mark.parametrize("layer", [-4, 3, 100])
+def test_a_feature_layer_that_the_encoder_lacks_is_refused(layer):
+    with pytest.raises(ValueError, match=f"vision_feature_layer={layer} names no hidden state .* 2 layers"):
+        mm1(vision_feature_layer=layer)
+
+
+@pytest.mark.parametrize("layer", [-3, -1, 0, 2])
+def test_every_hidden_state_of_the_encoder_may_be_the_feature_layer(layer):
+    assert mm1(vision_feature_layer=layer).vision_feature_layer == layer
+
+
+@pytest.mark.parametrize("patch_size", [0, 57])
+def test_an_encoder_whose_patches_do_not_fit_a_tile_is_refused(patch_size):
+    with pytest.raises(ValueError, match=f"No patch of {patch_size} pixels fits in a tile of 56"):
+        mm1(vision_config={**VISION, "patch_size": patch_size})
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -134,6 +153,19 @@ def test_an_image_token_outside_the_vocabulary_is_refused(token):
         ({"num_experts": 2, "num_experts_per_tok": 0}, "num_experts_per_tok=0"),
         ({"num_experts": 2, "moe_layer_period": 5}, "moe_layer_period=5"),
         ({"num_experts": 2, "moe_layer_period": 0}, "moe_layer_period=0"),
+        ({"num_experts": -1}, "num_experts=-1"),
+        *[
+            ({name: value}, f"{name}={value}")
+            for name in (
+                "vocab_size",
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "num_key_value_heads",
+            )
+            for value in (0, -1)
+        ],
+        ({"num_experts": 2, "moe_intermediate_size": 0}, "moe_intermediate_size=0"),
     ],
 )
 def test_bad_decoders_are_refused_by_name(fields, message):
@@ -159,6 +191,8 @@ def test_sparse_layers_are_every_nth_counted_from_the_first(period, sparse):
     assert [layer for layer in range(8) if config.is_sparse_layer(layer)] == sparse
 
 
+# A busy machine is no failure.
+@settings(deadline=None)
 @given(layers=st.integers(1, 60), period=st.integers(1, 60))
 def test_a_dense_decoder_has_no_sparse_layer_and_a_sparse_one_at_least_one(layers, period):
     fields = {**TEXT, "num_hidden_layers": layers, "moe_layer_period": period}

@@ -5,20 +5,30 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import tiny_vision
-from transformers import AutoModel, Dinov2WithRegistersConfig, Dinov2WithRegistersModel, SiglipVisionConfig
+from transformers import (
+    AutoModel,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    Siglip2VisionConfig,
+    SiglipVisionConfig,
+)
 
+from mm1_hf.configuration_mm1 import vision_sizes
 from mm1_hf.vision import build_vision_tower, encode
 
 
-KINDS = ["clip", "siglip", "aimv2", "dinov2", "dinov2-registers"]
+KINDS = ["clip", "siglip", "aimv2", "dinov2", "dinov2-registers", "dinov3"]
 # Class and register tokens before the patches.
-PREFIX = {"clip": 1, "siglip": 0, "aimv2": 0, "dinov2": 1, "dinov2-registers": 5}
+PREFIX = {"clip": 1, "siglip": 0, "aimv2": 0, "dinov2": 1, "dinov2-registers": 5, "dinov3": 5}
 FINAL_NORM = {
     "clip": "post_layernorm",
     "siglip": "post_layernorm",
     "aimv2": "rms_norm",
     "dinov2": "layernorm",
     "dinov2-registers": "layernorm",
+    "dinov3": "norm",
 }
 
 
@@ -34,6 +44,17 @@ def source(kind: str):
             num_register_tokens=4,
         )
         model = Dinov2WithRegistersModel(config)
+    elif kind == "dinov3":
+        config = DINOv3ViTConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=56,
+            patch_size=14,
+            num_register_tokens=4,
+        )
+        model = DINOv3ViTModel(config)
     else:
         model = tiny_vision(kind)
     torch.manual_seed(0)
@@ -84,11 +105,11 @@ def test_features_are_the_encoder_s_own_patches(kind, layer, final_norm):
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2", "dinov2-registers"])
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2", "dinov2-registers", "dinov3"])
 @pytest.mark.parametrize("side", [28, 112, 126])
 def test_other_resolutions_are_the_encoder_s_own_interpolation(kind, side):
     model = source(kind)
-    flag = {} if kind.startswith("dinov2") else {"interpolate_pos_encoding": True}
+    flag = {} if kind.startswith("dino") else {"interpolate_pos_encoding": True}
     expected = layer_outputs(model, tiles(side), **flag)[-1][:, PREFIX[kind] :]
     _, features = encode(tower_of(model, False), tiles(side), -1, False)
     assert features.shape == (2, (side // 14) ** 2, 32)
@@ -111,7 +132,8 @@ def test_aimv2_follows_the_resolution_though_its_own_class_does_not():
     torch.testing.assert_close(features, hidden, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# DINOv3 turns its positions instead of adding them.
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "dinov3"])
 def test_position_embeddings_are_interpolated_in_float32(kind):
     """A bf16 encoder's embeddings at twice the resolution: those of the fp32 interpolation, rounded once."""
     tower = tower_of(source(kind), False).bfloat16()
@@ -182,3 +204,11 @@ def test_sizes_may_be_pairs():
     expected = encode(tower, tiles(), -1, False)[1]
     tower.config.patch_size = [14, 14]
     assert torch.equal(encode(tower, tiles(), -1, False)[1], expected)
+
+
+def test_naflex_encoders_are_refused_by_their_fields():
+    """SigLIP 2's fixed-resolution checkpoints are of SigLIP's own type; its NaFlex ones know no square tile."""
+    with pytest.raises(
+        ValueError, match=r"'siglip2_vision_model' configuration has image_size=None and patch_size=16"
+    ):
+        vision_sizes(Siglip2VisionConfig())

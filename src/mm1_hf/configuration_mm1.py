@@ -74,6 +74,7 @@ class MM1ConnectorConfig(PreTrainedConfig):
             raise ValueError(f"The connector's depth is {self.depth}; give 0, 1, 2 or 3 (the paper's).")
         if self.num_tokens is not None and self.num_tokens < 1:
             raise ValueError(f"A tile becomes at least one token; got num_tokens={self.num_tokens}.")
+        _require_positive(self, "hidden_size", "num_attention_heads")
         if self.connector_type in ("c_abstractor", "average") and round(self.num_tokens**0.5) ** 2 != self.num_tokens:
             raise ValueError(
                 f"A {self.connector_type} connector pools to a square grid, so its number of tokens must be a square "
@@ -151,7 +152,8 @@ class MM1TextConfig(PreTrainedConfig):
             Weight of the softmax z-loss, `mean(logsumexp(logits) ** 2)`. Inside an MM1, [`MM1Config`]'s counts.
 
     Raises:
-        ValueError: head counts that do not divide, more experts per token than experts, no room in the experts.
+        ValueError: a size below 1, head counts that do not divide, more experts per token than experts, no room in the
+            experts.
     """
 
     model_type = "mm1_text"
@@ -223,6 +225,9 @@ class MM1TextConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        # First, because the defaults below are computed from these.
+        _require_positive(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+        _require_positive(self, "num_attention_heads", "num_key_value_heads", "head_dim", "moe_intermediate_size")
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -268,6 +273,8 @@ class MM1TextConfig(PreTrainedConfig):
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even: the rotary embedding turns pairs.")
+        if self.num_experts < 0:
+            raise ValueError(f"num_experts={self.num_experts} is negative; give 0 for a dense decoder.")
         if self.num_experts:
             if not 1 <= self.num_experts_per_tok <= self.num_experts:
                 raise ValueError(
@@ -380,6 +387,14 @@ class MM1Config(PreTrainedConfig):
                 f"image_token_id={self.image_token_id} lies outside the decoder's vocabulary of {vocab_size}. Give an "
                 "id below that, or a text_config with a larger vocab_size (mm1_hf.assemble does both)."
             )
+        # The embeddings' output is a hidden state too.
+        num_layers = self.vision_config.num_hidden_layers
+        if not -num_layers - 1 <= self.vision_feature_layer <= num_layers:
+            raise ValueError(
+                f"vision_feature_layer={self.vision_feature_layer} names no hidden state of an image encoder of "
+                f"{num_layers} layers. Give -1 for the last layer's, down to {-num_layers - 1} for the embeddings', or "
+                f"count from the embeddings' 0 to {num_layers}."
+            )
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "MM1Config":
@@ -432,7 +447,19 @@ def vision_sizes(vision_config: PreTrainedConfig) -> tuple[int, int]:
 def vision_grid_size(vision_config: PreTrainedConfig) -> int:
     """Patches along one side of a tile at the encoder's configured resolution."""
     image_size, patch_size = vision_sizes(vision_config)
+    if not 0 < patch_size <= image_size:
+        raise ValueError(
+            f"No patch of {patch_size} pixels fits in a tile of {image_size}: give the vision_config a patch_size from 1 "
+            "to its image_size."
+        )
     return image_size // patch_size
+
+
+def _require_positive(config: PreTrainedConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
 
 
 # A saved MM1 names `mm1_text` inside its configuration, and transformers looks that up by name. The files of the model

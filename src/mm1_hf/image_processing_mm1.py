@@ -1,15 +1,12 @@
 """Images into flat tiles for MM1, with torch and Pillow alone: torchvision need not be installed."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
-from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
@@ -17,10 +14,10 @@ from transformers.image_utils import (
     ImageInput,
     PILImageResampling,
     SizeDict,
-    infer_channel_dimension_format,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
+from .image_inputs import fetch_images, image_shapes, to_uint8_pixels
 from .tiling import ImageLayout, TilingConfig, image_layout, sample_layouts
 
 
@@ -185,7 +182,7 @@ class MM1ImageProcessor(BaseImageProcessor):
             ValueError: If an array is not an image, or single images and lists of images are mixed.
         """
         samples = self._samples(images)
-        shapes = iter(_image_shapes(samples, input_data_format))
+        shapes = iter(image_shapes(samples, input_data_format))
         return [[next(shapes)[:2] for _ in sample] for sample in samples]
 
     def get_layouts(self, image_sizes: Sequence[Sequence[tuple[int, int]]], **kwargs: Any) -> list[list[ImageLayout]]:
@@ -243,6 +240,10 @@ class MM1ImageProcessor(BaseImageProcessor):
         if pad_value is not None and not all(0 <= level <= 255 for level in np.atleast_1d(pad_value)):
             raise ValueError(f"pad_value is {pad_value}; set it to levels of 0 to 255, or to None for the image mean.")
 
+    def fetch_images(self, image_url_or_urls: ImageInput | Sequence[Any]) -> Any:
+        """Opens paths, URLs, base64 and bytes; see [`~mm1_hf.image_inputs.fetch_images`]."""
+        return fetch_images(image_url_or_urls)
+
     def _samples(self, images: ImageInput | Sequence[Any]) -> list[list[Any]]:
         """The images as one list per sample."""
         images = self.fetch_images(images)
@@ -280,7 +281,7 @@ class MM1ImageProcessor(BaseImageProcessor):
         **kwargs: Any,
     ) -> BatchFeature:
         samples = self._samples(images)
-        shapes = _image_shapes(samples, input_data_format)
+        shapes = image_shapes(samples, input_data_format)
         channels = 3 if do_convert_rgb or not shapes else shapes[0][2]
         config = self.tiling_config(size=size, do_resize=do_resize, **kwargs)
         remaining = iter(shapes)
@@ -308,7 +309,7 @@ class MM1ImageProcessor(BaseImageProcessor):
                     f"Image {index} of the batch is {height} x {width} pixels; with do_resize=False every image must "
                     f"be {tile} x {tile}. Leave do_resize on, or resize the image before."
                 )
-            pixels = _to_uint8_pixels(image, index, do_convert_rgb, do_rescale, input_data_format)
+            pixels = to_uint8_pixels(image, index, do_convert_rgb, do_rescale, input_data_format)
             if pixels.shape[0] != channels:
                 raise ValueError(
                     f"Image {index} of the batch has {pixels.shape[0]} channels, others have {channels}; leave "
@@ -337,79 +338,6 @@ class MM1ImageProcessor(BaseImageProcessor):
         if return_num_patches or crop_to_patches:
             data["num_patches"] = np.array([layout.num_tiles for layout in layouts], dtype=np.int64)
         return BatchFeature(data=data, tensor_type=return_tensors)
-
-
-def _image_shapes(
-    samples: list[list[Any]], input_data_format: ChannelDimension | str | None
-) -> list[tuple[int, int, int]]:
-    """`(height, width, channels)` of every image of the batch, in order."""
-    images = [image for sample in samples for image in sample]
-    shapes = []
-    for index, image in enumerate(images):
-        if isinstance(image, Image.Image):
-            shapes.append((image.height, image.width, len(image.getbands())))
-            continue
-        height_axis, width_axis, channel_axis = _axes(image, index, input_data_format)
-        channels = 1 if channel_axis is None else image.shape[channel_axis]
-        shapes.append((image.shape[height_axis], image.shape[width_axis], channels))
-    return shapes
-
-
-def _axes(
-    image: np.ndarray | torch.Tensor, index: int, input_data_format: ChannelDimension | str | None
-) -> tuple[int, int, int | None]:
-    """Axes of height, width and channels (`None` for a grey image without them) in an array."""
-    if image.ndim == 2:
-        return 0, 1, None
-    data_format = input_data_format
-    if data_format is None and image.ndim == 3:
-        with suppress(ValueError):
-            data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
-    if data_format is None or image.ndim != 3:
-        raise ValueError(
-            f"Image {index} of the batch has the shape {tuple(image.shape)}; pass (height, width), (height, width, "
-            "channels) or (channels, height, width) with 1, 3 or 4 channels, or set input_data_format."
-        )
-    return (1, 2, 0) if data_format == ChannelDimension.FIRST else (0, 1, 2)
-
-
-def _to_uint8_pixels(
-    image: Any, index: int, do_convert_rgb: bool, do_rescale: bool, input_data_format: ChannelDimension | str | None
-) -> torch.Tensor:
-    """An image as a uint8 tensor `(channels, height, width)`, in memory channels-last."""
-    if isinstance(image, Image.Image):
-        array = convert_to_rgb(image, return_numpy=True) if do_convert_rgb else np.array(image)
-        input_data_format = ChannelDimension.LAST
-    elif isinstance(image, torch.Tensor):
-        # NumPy has no bfloat16.
-        array = (image.float() if image.is_floating_point() else image).detach().cpu().numpy()
-    else:
-        array = image
-    channel_axis = _axes(array, index, input_data_format)[2]
-    array = array[..., None] if channel_axis is None else np.moveaxis(array, channel_axis, -1)
-    if array.dtype != np.uint8:
-        array = _to_uint8(array, index, do_rescale)
-    if do_convert_rgb and array.shape[2] != 3:
-        array = convert_to_rgb(array, return_numpy=True, input_data_format=ChannelDimension.LAST)
-    return torch.from_numpy(np.require(array, requirements=["C", "W"])).permute(2, 0, 1)
-
-
-def _to_uint8(array: np.ndarray, index: int, do_rescale: bool) -> np.ndarray:
-    is_float = array.dtype.kind == "f"
-    if is_float and not do_rescale:
-        raise ValueError(
-            f"Image {index} of the batch is {array.dtype} in 0..1, which is brought to 8 bits before it is resized; "
-            "leave do_rescale on."
-        )
-    highest = 1 if is_float else 255
-    lowest_found, highest_found = array.min(), array.max()
-    # Written so that NaN, for which every comparison is false, is refused.
-    if not (array.dtype.kind in "fui" and lowest_found >= 0 and highest_found <= highest):
-        raise ValueError(
-            f"Image {index} of the batch is {array.dtype} with values from {lowest_found} to {highest_found}; pass "
-            "integers in 0..255 or floats in 0..1, without NaN."
-        )
-    return np.rint(array * 255).astype(np.uint8) if is_float else array.astype(np.uint8)
 
 
 def _per_channel(name: str, value: float | Sequence[float], channels: int) -> torch.Tensor:

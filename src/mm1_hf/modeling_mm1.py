@@ -75,6 +75,11 @@ class MM1PreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # transformers looks for experts in this file; they are the decoder's, which is asked itself in turn.
+        return True
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -210,7 +215,7 @@ class MM1Model(MM1PreTrainedModel):
                 "per GPU instead: torchrun or accelerate launch."
             )
 
-        is_prefill = past_key_values is None or past_key_values.get_seq_length() == 0
+        is_prefill = begins_rows(past_key_values)
         num_features = 0
         if pixel_values is not None:
             num_features = pixel_values.shape[0] * self.config.connector_config.num_tokens
@@ -449,8 +454,17 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
         )
 
 
+def begins_rows(past_key_values: Cache | None) -> bool:
+    """Whether nothing came before. A static cache counts on the device, where compiled code cannot ask: it only decodes."""
+    length = 0 if past_key_values is None else past_key_values.get_seq_length()
+    if isinstance(length, torch.Tensor) and torch.compiler.is_compiling():
+        return False
+    return bool(length == 0)
+
+
 def build_decoder(config: PreTrainedConfig) -> PreTrainedModel:
     """`mm1_text` by its own class, which also loads from the Hub without this package; any other decoder by its name."""
+    # CODEPATH: presets and every MM1 of this package's own decoder; below, assemblies of a foreign one.
     if config.model_type == MM1TextConfig.model_type:
         return MM1TextModel._from_config(config)
     return AutoModel.from_config(config)

@@ -234,6 +234,7 @@ class MM1TextExperts(nn.Module):
     ) -> torch.Tensor:
         output = torch.zeros_like(hidden_states)
         # Under expert parallelism a rank sees the index `num_experts` for tokens whose expert lives elsewhere.
+        # trf-ignore: TRF056. A loop over the experts that were chosen has to know them; grouped_mm needs no loop.
         for expert in top_k_index.unique().tolist():
             if expert == self.num_experts:
                 continue
@@ -322,6 +323,7 @@ class MM1TextDecoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.self_attn = MM1TextAttention(config, layer_idx)
         self.is_sparse = config.is_sparse_layer(layer_idx)
+        # CODEPATH: mm1-3b-moe and the other sparse presets have experts in every n-th layer; dense ones nowhere.
         self.mlp = MM1TextSparseMLP(config) if self.is_sparse else MM1TextMLP(config)
         self.input_layernorm = MM1TextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = MM1TextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -447,6 +449,7 @@ class MM1TextModel(MM1TextPreTrainedModel):
             mask_position_ids = position_ids
 
         capacity_mask = None
+        # CODEPATH: mm1-3b-moe and the other sparse presets where a capacity is asked for; dense ones have no experts.
         if use_expert_capacity and self.config.num_experts and self.config.expert_capacity_factor is not None:
             token_mask = router_token_mask(segment_ids, attention_mask, inputs_embeds)
             capacity_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2]) if token_mask is None else token_mask
@@ -538,6 +541,7 @@ class NextTokenHeadMixin:
 
     def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
         model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        # CODEPATH: sparse presets where a capacity is asked for; no published one is.
         if getattr(self.config.get_text_config(), "expert_capacity_factor", None) is not None:
             # Second choices queue behind the first ones of later tokens, so a growing row would change its own past.
             model_inputs["use_expert_capacity"] = False

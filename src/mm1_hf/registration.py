@@ -24,6 +24,7 @@ from .processing_mm1 import MM1Processor
 MODEL_FILES = (
     "configuration_mm1.py",
     "connectors.py",
+    "image_inputs.py",
     "image_processing_mm1.py",
     "losses.py",
     "modeling_mm1.py",

@@ -4,6 +4,8 @@ import importlib.util
 import sys
 import warnings
 
+import pytest
+
 
 # pytest's importlib mode has registered this repository's own folder as an empty package `tests`; transformers' has that
 # name too, and its modules import each other by it.
@@ -38,7 +40,6 @@ _MARKERS = (
     "is_training_test",
     "order",
     "run_in_parallel",
-    "slow",
     "torch_compile_test",
 )
 
@@ -46,3 +47,11 @@ _MARKERS = (
 def pytest_configure(config):
     for marker in _MARKERS:
         config.addinivalue_line("markers", f"{marker}: used by transformers' suites")
+
+
+def pytest_collection_modifyitems(items):
+    """What a class leaves out of its `core` is for `make test-all`."""
+    for item in items:
+        core = getattr(getattr(item, "cls", None), "core", ("",))
+        if not item.name.startswith(core):
+            item.add_marker(pytest.mark.slow)

@@ -4,11 +4,14 @@ The source distribution on the package index holds the mixins but not everything
 take the place of the rest. Nothing of it is committed.
 """
 
+import shutil
 import subprocess
 import sys
 import tarfile
 from importlib.metadata import version
 from pathlib import Path
+
+from PIL import Image
 
 
 _PACKAGES = ("tests", "tests/generation", "tests/exporters", "tests/utils")
@@ -40,13 +43,40 @@ class ExportTesterMixin:
     pass
 """,
     "utils/fetch_hub_objects_for_ci.py": """
+from pathlib import Path
+
+
 def url_to_local_path(url, return_url_if_not_found=True):
-    return url if return_url_if_not_found else None
+    local = Path(__file__).parent / url.split("/")[-1]
+    return str(local) if local.exists() else url if return_url_if_not_found else None
 """,
-    # The parallelism suites are not run here.
+    # A group of processes on this machine, one for each rank, as the parallelism suites ask for it.
     "tests/distributed_testing_utils.py": """
+import tempfile
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def _run(rank, world_size, backend, meeting, function, args):
+    torch.set_num_threads(1)
+    timeout = timedelta(seconds=120)
+    dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=world_size, timeout=timeout)
+    function(rank, *args)
+    dist.destroy_process_group()
+
+
 def run_distributed(world_size, backend="gloo"):
-    raise RuntimeError("The suites for several processes are not set up.")
+    def wrap(function):
+        def call(*args):
+            with tempfile.TemporaryDirectory() as folder:
+                mp.spawn(_run, (world_size, backend, f"{folder}/meeting", function, args), nprocs=world_size)
+
+        return call
+
+    return wrap
 """,
 }
 
@@ -59,6 +89,7 @@ def fetch(destination: Path) -> None:
     with tarfile.open(destination / f"transformers-{release}.tar.gz") as archive:
         archive.extractall(destination, filter="data")
     root = destination / "transformers"
+    shutil.rmtree(root, ignore_errors=True)
     (destination / f"transformers-{release}").rename(root)
     # Beside the tests lies the library's source, which must not be imported in place of the installed one.
     (root / "src").rename(root / "unused-src")
@@ -69,6 +100,8 @@ def fetch(destination: Path) -> None:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.lstrip(), encoding="utf-8")
+    # In place of the photograph that the processor suite loads from the Hub.
+    Image.effect_mandelbrot((640, 480), (-2, -1.2, 1, 1.2), 50).convert("RGB").save(root / "utils/coco_sample.png")
 
 
 if __name__ == "__main__":

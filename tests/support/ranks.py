@@ -42,3 +42,20 @@ def gradients_of_one_rank(rank: int, folder: str, batches: list[dict]) -> dict[s
         model.zero_grad()
         parallel(**batches[rank]).loss.backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def tensor_parallel(rank: int, folder: str, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Logits and greedy tokens of a model whose weights are split over the ranks, which is saved to `folder/saved`."""
+    from transformers.distributed import DistributedConfig
+
+    from mm1_hf import MM1ForConditionalGeneration
+
+    distributed = DistributedConfig(tp_size=dist.get_world_size())
+    model = MM1ForConditionalGeneration.from_pretrained(folder, distributed_config=distributed).eval()
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    tokens = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    model.save_pretrained(f"{folder}/saved")
+    dist.barrier()
+    width = model.model.language_model.layers[0].self_attn.q_proj.weight
+    return {"logits": logits, "tokens": tokens, "local": torch.tensor(width.to_local().shape)}

@@ -14,7 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
         "quickstart", help="assemble an MM1 from embedded parts, teach it easy-VQA, measure it and write a report"
     )
     quickstart.add_argument("--output", default="quickstart-mm1", metavar="DIR", help="where the model and report go")
-    quickstart.add_argument("--steps", type=_positive, default=400, metavar="N", help="training steps (default: 400)")
+    quickstart.add_argument("--steps", type=_positive, default=647, metavar="N", help="training steps (default: 647)")
     quickstart.add_argument(
         "--questions", type=_positive, default=1000, metavar="N", help="held-out questions at least (default: 1000)"
     )

@@ -1,0 +1,182 @@
+"""Images in every form that people hold them, up to their 8-bit pixels."""
+
+import base64
+import binascii
+import os
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.utils import get_session
+from PIL import Image, ImageOps
+from transformers.image_transforms import convert_to_rgb
+from transformers.image_utils import ChannelDimension, ImageInput, infer_channel_dimension_format
+
+
+_EXIF_ORIENTATION = 0x0112
+
+
+def fetch_images(images: ImageInput | Sequence[Any]) -> Any:
+    """
+    Opens what is given as a path, a URL (`http`, `https`, `data`), base64 or a file's bytes, and turns pictures upright
+    as their EXIF says; pictures, arrays and tensors pass. Pixels are not decoded unless a picture is turned.
+
+    Returns:
+        The images, nested as they came.
+
+    Raises:
+        ValueError: something that is no image, by its place in the batch.
+    """
+    return _fetch(images, count())
+
+
+def _fetch(images: Any, counter: Iterator[int]) -> Any:
+    if isinstance(images, list | tuple):
+        return [_fetch(image, counter) for image in images]
+    index = next(counter)
+    if isinstance(images, np.ndarray | torch.Tensor):
+        return images
+    with _broken_files_named(index):
+        image = images if isinstance(images, Image.Image) else Image.open(_source(images))
+        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        # A broken head may name a mode that does not exist.
+        image.getbands()
+        return image
+
+
+def _source(image: Any) -> Any:
+    """What Pillow opens: a path or a file."""
+    if isinstance(image, bytes | bytearray | memoryview):
+        return BytesIO(image)
+    if isinstance(image, os.PathLike):
+        return image
+    if not isinstance(image, str):
+        raise ValueError(
+            f"it is a {type(image).__name__}; give a picture, an array, a tensor, a path, a URL, base64 or a file's bytes"
+        )
+    if image.startswith(("http://", "https://")):
+        response = get_session().get(image, follow_redirects=True)
+        response.raise_for_status()
+        return BytesIO(response.content)
+    if not image.startswith("data:") and os.path.exists(image):
+        return image
+    encoded = image.partition(",")[2] if image.startswith("data:") else image
+    try:
+        return BytesIO(base64.b64decode("".join(encoded.split()), validate=True))
+    except binascii.Error as error:
+        raise ValueError(f"{image:.100} is no file here, no URL and no base64") from error
+
+
+@contextmanager
+def _broken_files_named(index: int) -> Generator[None, None, None]:
+    """Broken files make Pillow's decoders raise nearly everything; it all means the same to who gave the file."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"Image {index} of the batch cannot be read: {error or type(error).__name__}.") from error
+
+
+def image_shapes(
+    samples: list[list[Any]], input_data_format: ChannelDimension | str | None
+) -> list[tuple[int, int, int]]:
+    """
+    `(height, width, channels)` of every image of the batch, in order.
+
+    Raises:
+        ValueError: an image without pixels, or an array of another shape than an image's.
+    """
+    images = [image for sample in samples for image in sample]
+    shapes = []
+    for index, image in enumerate(images):
+        if isinstance(image, Image.Image):
+            shape = (image.height, image.width, len(image.getbands()))
+        else:
+            height_axis, width_axis, channel_axis = _axes(image, index, input_data_format)
+            channels = 1 if channel_axis is None else image.shape[channel_axis]
+            shape = (image.shape[height_axis], image.shape[width_axis], channels)
+        if 0 in shape:
+            raise ValueError(f"Image {index} of the batch is {shape[0]} x {shape[1]} pixels; give at least 1 x 1.")
+        shapes.append(shape)
+    return shapes
+
+
+def _axes(
+    image: np.ndarray | torch.Tensor, index: int, input_data_format: ChannelDimension | str | None
+) -> tuple[int, int, int | None]:
+    """Axes of height, width and channels (`None` for a grey image without them) in an array."""
+    if image.ndim == 2:
+        return 0, 1, None
+    data_format = input_data_format
+    if data_format is None and image.ndim == 3:
+        with suppress(ValueError):
+            # It reads the shape alone, though its annotation asks for an array.
+            data_format = infer_channel_dimension_format(
+                np.broadcast_to(0, tuple(image.shape)), num_channels=(1, 3, 4)
+            )
+    if data_format is None or image.ndim != 3:
+        raise ValueError(
+            f"Image {index} of the batch has the shape {tuple(image.shape)}; pass (height, width), (height, width, "
+            "channels) or (channels, height, width) with 1, 3 or 4 channels, or set input_data_format."
+        )
+    return (1, 2, 0) if data_format == ChannelDimension.FIRST else (0, 1, 2)
+
+
+def to_uint8_pixels(
+    image: Any, index: int, do_convert_rgb: bool, do_rescale: bool, input_data_format: ChannelDimension | str | None
+) -> torch.Tensor:
+    """
+    An image as a uint8 tensor `(channels, height, width)`, in memory channels-last. Float images are brought from 0..1 to 8
+    bits by rounding, 16-bit ones by division; transparency is laid over white.
+
+    Raises:
+        ValueError: a file that turns out broken, or values that are no image's.
+    """
+    array: np.ndarray
+    if isinstance(image, Image.Image):
+        with _broken_files_named(index):
+            if image.mode.startswith(("I", "F")):
+                array = np.asarray(image)
+                if array.dtype.itemsize == 2:
+                    array = np.rint(array / 257).astype(np.uint8)
+            elif do_convert_rgb and (image.mode != "RGB" or "transparency" in image.info):
+                array = np.asarray(convert_to_rgb(image, return_numpy=True))
+            else:
+                array = np.array(image)
+        input_data_format = ChannelDimension.LAST
+    elif isinstance(image, torch.Tensor):
+        # NumPy has no bfloat16.
+        array = (image.float() if image.is_floating_point() else image).detach().cpu().numpy()
+    else:
+        array = image
+    channel_axis = _axes(array, index, input_data_format)[2]
+    array = array[..., None] if channel_axis is None else np.moveaxis(array, channel_axis, -1)
+    if array.dtype != np.uint8:
+        array = _to_uint8(array, index, do_rescale)
+    if do_convert_rgb and array.shape[2] != 3:
+        array = np.asarray(convert_to_rgb(array, return_numpy=True, input_data_format=ChannelDimension.LAST))
+    return torch.from_numpy(np.require(array, requirements=["C", "W"])).permute(2, 0, 1)
+
+
+def _to_uint8(array: np.ndarray, index: int, do_rescale: bool) -> np.ndarray:
+    is_float = array.dtype.kind == "f"
+    if is_float and not do_rescale:
+        raise ValueError(
+            f"Image {index} of the batch is {array.dtype} in 0..1, which is brought to 8 bits before it is resized; "
+            "leave do_rescale on."
+        )
+    highest = 1 if is_float else 255
+    expected = "pass integers in 0..255 or floats in 0..1, without NaN."
+    if array.dtype.kind not in "fui":
+        raise ValueError(f"Image {index} of the batch is {array.dtype}; {expected}")
+    lowest_found, highest_found = array.min(), array.max()
+    # Written so that NaN, for which every comparison is false, is refused.
+    if not (lowest_found >= 0 and highest_found <= highest):
+        raise ValueError(
+            f"Image {index} of the batch is {array.dtype} with values from {lowest_found} to {highest_found}; {expected}"
+        )
+    return np.rint(array * 255).astype(np.uint8) if is_float else array.astype(np.uint8)

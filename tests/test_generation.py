@@ -1,0 +1,183 @@
+"""`generate()` in the ways that transformers offers, with images in the prompt."""
+
+import pytest
+import torch
+from tiny import tiny_mm1
+from transformers import StaticCache
+
+from mm1_hf import MM1TextConfig, MM1TextForCausalLM
+
+
+NEW = 6
+
+
+@pytest.fixture(scope="module")
+def model():
+    model, _ = tiny_mm1()
+    torch.manual_seed(7)
+    # Far from its initial weights, where every answer is the same.
+    for name, weight in model.named_parameters():
+        torch.nn.init.normal_(weight, mean=1.0 if "norm" in name and "weight" in name else 0.0, std=0.2)
+    model.tie_weights()
+    return model
+
+
+def prompt(model, *parts: int) -> dict[str, torch.Tensor]:
+    """Words, an image for each 0: prompt(model, 3, 0, 2) is 3 words, an image and 2 words."""
+    generator = torch.Generator().manual_seed(sum(parts) + len(parts))
+    ids = []
+    for part in parts:
+        words = torch.randint(0, 256, (part,), generator=generator).tolist()
+        ids += words if part else [model.config.image_token_id] * 4
+    images = parts.count(0)
+    pixels = {"pixel_values": torch.rand(images, 3, 56, 56, generator=generator)} if images else {}
+    return {"input_ids": torch.tensor([ids]), **pixels}
+
+
+def answer(model, inputs, **settings) -> torch.Tensor:
+    settings = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 256, **settings}
+    return model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
+
+
+def greedy(model, inputs) -> torch.Tensor:
+    """One token after the other, everything computed again for each."""
+    ids = inputs["input_ids"]
+    for _ in range(NEW):
+        with torch.no_grad():
+            logits = model(**{**inputs, "input_ids": ids}, use_cache=False).logits[:, -1]
+        logits[:, model.config.image_token_id] = -torch.inf
+        ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
+    return ids[:, inputs["input_ids"].shape[1] :]
+
+
+@pytest.mark.parametrize("parts", [(3, 0, 4), (0, 2, 0, 3, 0), (5,)])
+@pytest.mark.parametrize("settings", [{}, {"use_cache": False}, {"cache_implementation": "static"}], ids=str)
+def test_greedy_is_the_argmax_of_the_whole_row(model, parts, settings):
+    inputs = prompt(model, *parts)
+    assert torch.equal(answer(model, inputs, **settings), greedy(model, inputs))
+
+
+def test_sampling_follows_its_seed_and_draws_from_the_model_s_distribution(model):
+    inputs = prompt(model, 3, 0, 4)
+
+    def draw(seed, **settings):
+        torch.manual_seed(seed)
+        return answer(model, inputs, do_sample=True, **settings)
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1, temperature=3.0), draw(2, temperature=3.0))
+    with torch.no_grad():
+        logits = model(**inputs).logits[0, -1]
+    logits[model.config.image_token_id] = -torch.inf
+    first = draw(3, num_return_sequences=2000, max_new_tokens=1, top_k=0)[:, 0]
+    frequencies = torch.bincount(first, minlength=len(logits)) / 2000
+    # Half the sum of differences of 2,000 draws from the same distribution over these tokens stays well below this.
+    expected = logits.softmax(-1)
+    assert 0.5 * (frequencies - expected).abs().sum() < 1.2 * (expected * (1 - expected) / 2000).sqrt().sum()
+
+
+def test_several_sequences_of_one_prompt_see_its_images(model):
+    inputs = prompt(model, 2, 0, 3, 0)
+    together = answer(model, inputs, num_beams=4, num_return_sequences=3)
+    assert together.shape == (3, NEW)
+    assert torch.equal(together[:1], answer(model, inputs, num_beams=4))
+    assert len({tuple(sequence) for sequence in together.tolist()}) == 3
+
+
+def test_beams_find_what_an_exhaustive_search_finds(model):
+    inputs = prompt(model, 0, 2, 0)
+    beams = model.generate(
+        **inputs,
+        max_new_tokens=2,
+        num_beams=256,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=256,
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    ids, tokens = inputs["input_ids"], model.lm_head.out_features
+    with torch.no_grad():
+        first = model(**inputs).logits[:, -1]
+        first[:, model.config.image_token_id] = -torch.inf
+        rows = torch.cat([ids.expand(tokens, -1), torch.arange(tokens)[:, None]], dim=1)
+        keep = torch.arange(tokens) != model.config.image_token_id
+        embeds = model.get_input_embeddings()(rows[keep])
+        encoded = model.get_image_features(inputs["pixel_values"]).pooler_output.flatten(0, 1)
+        embeds[rows[keep] == model.config.image_token_id] = encoded.repeat(int(keep.sum()), 1)
+        second = model(inputs_embeds=embeds).logits[:, -1]
+        second[:, model.config.image_token_id] = -torch.inf
+    total = first.log_softmax(-1)[0, keep][:, None] + second.log_softmax(-1)
+    best = divmod(int(total.argmax()), tokens)
+    assert beams.sequences[0, -2:].tolist() == [torch.arange(tokens)[keep][best[0]].item(), best[1]]
+
+
+@pytest.mark.parametrize("how", ["model", "prompt lookup"])
+def test_guessing_ahead_changes_nothing(model, how):
+    """Neither an assistant that reads text alone nor words found again in the prompt."""
+    inputs = prompt(model, 3, 0, 4, 0, 3)
+    if how == "model":
+        torch.manual_seed(0)
+        assistant = MM1TextForCausalLM(
+            MM1TextConfig(
+                vocab_size=model.config.text_config.vocab_size,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=1,
+                num_attention_heads=4,
+            )
+        ).eval()
+        settings = {"assistant_model": assistant}
+    else:
+        # The last word stands before an image too, whose tokens are what comes next there.
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], inputs["input_ids"][:, 2:3]], dim=1)
+        assert inputs["input_ids"][0, 3] == model.config.image_token_id
+        settings = {"prompt_lookup_num_tokens": 4, "max_matching_ngram_size": 1}
+    assert torch.equal(answer(model, inputs, **settings), greedy(model, inputs))
+
+
+def test_a_chat_goes_on_from_its_cache(model):
+    """The second turn brings a second image; only what is new is computed."""
+    first = prompt(model, 3, 0, 4)
+    started = model.generate(
+        **first,
+        max_new_tokens=NEW,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=256,
+        return_dict_in_generate=True,
+    )
+    turn = prompt(model, 2, 0, 2)
+    whole = {
+        "input_ids": torch.cat([started.sequences, turn["input_ids"]], dim=1),
+        "pixel_values": torch.cat([first["pixel_values"], turn["pixel_values"]]),
+    }
+    encoded = []
+    handle = model.model.vision_tower.register_forward_hook(lambda _, args, __: encoded.append(len(args[0])))
+    continued = answer(
+        model,
+        {"input_ids": whole["input_ids"], "pixel_values": turn["pixel_values"]},
+        past_key_values=started.past_key_values,
+    )
+    handle.remove()
+    assert torch.equal(continued, answer(model, whole))
+    assert encoded == [1]
+
+
+def test_a_compiled_step_is_compiled_once(model):
+    inputs = prompt(model, 3, 0, 4)
+    expected = greedy(model, inputs)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    cache = StaticCache(config=model.config.text_config, max_cache_len=32)
+    with torch.no_grad():
+        outputs = model(**inputs, past_key_values=cache)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        outputs.logits[..., model.config.image_token_id] = -torch.inf
+        given = [outputs.logits[:, -1].argmax(-1)]
+        for _ in range(NEW - 1):
+            logits = compiled(input_ids=given[-1][:, None], past_key_values=cache).logits[:, -1]
+            logits[:, model.config.image_token_id] = -torch.inf
+            given.append(logits.argmax(-1))
+    assert torch.equal(torch.stack(given, dim=1), expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
