@@ -43,6 +43,7 @@ def register() -> None:
     AutoModel.register(MM1TextConfig, MM1TextModel, exist_ok=True)
     AutoModel.register(MM1Config, MM1Model, exist_ok=True)
     AutoModelForCausalLM.register(MM1TextConfig, MM1TextForCausalLM, exist_ok=True)
+    AutoModelForCausalLM.register(MM1Config, MM1ForConditionalGeneration, exist_ok=True)
     AutoModelForImageTextToText.register(MM1Config, MM1ForConditionalGeneration, exist_ok=True)
     AutoModelForMultimodalLM.register(MM1Config, MM1ForConditionalGeneration, exist_ok=True)
     # The one image processor needs no torchvision; the key is transformers' name for that.
@@ -61,6 +62,8 @@ def register() -> None:
     modeling_auto.MODEL_MAPPING_NAMES["mm1"] = "MM1Model"
     modeling_auto.MODEL_MAPPING_NAMES["mm1_text"] = "MM1TextModel"
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["mm1_text"] = "MM1TextForCausalLM"
+    # As Gemma 3: Trainer's label smoothing moves the labels of the classes in this table only.
+    modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["mm1"] = "MM1ForConditionalGeneration"
     modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["mm1"] = "MM1ForConditionalGeneration"
     modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["mm1"] = "MM1ForConditionalGeneration"
 

@@ -94,7 +94,8 @@ def _final_norm(tower: PreTrainedModel) -> nn.Module:
 
 def _position_table(embeddings: nn.Module, height: int, width: int) -> torch.Tensor:
     """Position embeddings `(1, positions, dim)` for an image of `height` x `width` pixels; a class token's comes along."""
-    table = embeddings.position_embedding.weight
+    # Through the module, where accelerate's offloading puts the weights in place.
+    table = embeddings.position_embedding(embeddings.position_ids.flatten())
     patch_size = embeddings.patch_size
     prefix = table.shape[0] - (embeddings.config.image_size // patch_size) ** 2
     grid = interpolate_grid(table[prefix:], height // patch_size, width // patch_size)

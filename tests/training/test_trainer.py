@@ -1,0 +1,204 @@
+"""What transformers' Trainer does around the model: losses, evaluation, accumulation, resuming, precision and memory."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import tiny_mm1
+from transformers import Trainer, TrainingArguments
+
+from mm1_hf import MM1ConnectorConfig, MM1ForConditionalGeneration
+from mm1_hf.data.collation import MM1Collator
+
+
+def build() -> tuple[MM1ForConditionalGeneration, MM1Collator]:
+    model, processor = tiny_mm1(connector=MM1ConnectorConfig(num_tokens=4, hidden_size=32, depth=1))
+    processor.image_processor.image_splitting = "none"
+    return model, MM1Collator(processor)
+
+
+def rows(number: int = 4) -> list[dict]:
+    """Every row of its own length and number of images, 0 to 2."""
+    images = torch.rand(2 * number, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    return [
+        {"text": index % 3 * "<image>" + "words"[: 3 + index % 3] * (1 + index), "images": list(images[: index % 3])}
+        for index in range(number)
+    ]
+
+
+def trainer(folder, model=None, dataset=None, collator=None, kind=Trainer, **settings) -> Trainer:
+    own, own_collator = build()
+    settings = {
+        "use_cpu": True,
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 2,
+        "train_sampling_strategy": "sequential",
+        "learning_rate": 0.01,
+        "lr_scheduler_type": "constant",
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "max_steps": 1,
+        **settings,
+    }
+    return kind(
+        model=own if model is None else model,
+        args=TrainingArguments(output_dir=str(folder), **settings),
+        train_dataset=rows() if dataset is None else dataset,
+        eval_dataset=rows(),
+        data_collator=own_collator if collator is None else collator,
+    )
+
+
+def weights(run: Trainer) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
+
+
+def test_accumulated_micro_batches_step_as_one_batch(tmp_path):
+    """Micro-batches of unequal numbers of targets, one without an image."""
+    plain = {"optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.1}
+    whole = trainer(tmp_path, per_device_train_batch_size=4, **plain)
+    before = weights(whole)
+    whole.train()
+    parts = trainer(tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=4, **plain)
+    parts.train()
+    after = weights(parts)
+    for name, weight in weights(whole).items():
+        torch.testing.assert_close(after[name] - before[name], weight - before[name], atol=2e-6, rtol=1e-3)
+
+
+def test_label_smoothing_compares_each_place_with_its_next_token(tmp_path):
+    run = trainer(tmp_path, label_smoothing_factor=0.1)
+    batch = run.data_collator(rows())
+    logits = run.model.eval()(**{name: value for name, value in batch.items() if name != "labels"}).logits
+    expected = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), label_smoothing=0.1, ignore_index=-100
+    )
+    for training in (True, False):
+        run.model.train(training)
+        torch.testing.assert_close(run.compute_loss(run.model, dict(batch)), expected)
+
+
+def test_evaluation_gathers_the_logits_and_labels_of_every_row(tmp_path):
+    run = trainer(tmp_path)
+    output = run.predict(rows())
+    assert isinstance(output.predictions, np.ndarray), "logits alone: no caches, router logits or image tokens"
+    assert output.predictions.shape[:2] == output.label_ids.shape
+    losses = []
+    for index, row in enumerate(rows()):
+        batch = run.data_collator([row])
+        length = batch["input_ids"].shape[1]
+        expected = run.model(**batch)
+        np.testing.assert_allclose(output.predictions[index, :length], expected.logits[0].detach(), atol=1e-4)
+        assert output.label_ids[index, :length].tolist() == batch["labels"][0].tolist()
+        assert (output.label_ids[index, length:] == -100).all()
+        losses.append(expected.loss.item())
+    only_loss = trainer(tmp_path, prediction_loss_only=True).evaluate()
+    assert output.metrics["test_loss"] == pytest.approx(only_loss["eval_loss"], rel=1e-5)
+
+
+def test_resumed_training_ends_where_uninterrupted_training_does(tmp_path):
+    straight = trainer(tmp_path / "straight", max_steps=4, save_strategy="steps", save_steps=2)
+    straight.train()
+    resumed = trainer(tmp_path / "resumed", max_steps=4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "straight" / "checkpoint-2"))
+    assert resumed.state.global_step == 4
+    after = weights(resumed)
+    for name, weight in weights(straight).items():
+        assert torch.equal(after[name], weight), name
+
+
+def saved_bytes(model: MM1ForConditionalGeneration, batch) -> int:
+    """What autograd keeps for the backward of the image encoder."""
+    kept = []
+    tower = model.model.vision_tower
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.nbytes) or tensor, lambda t: t)
+    original = tower.forward
+
+    def forward(*args, **kwargs):
+        with hooks:
+            return original(*args, **kwargs)
+
+    tower.forward = forward
+    model(**batch).loss.backward()
+    tower.forward = original
+    return sum(kept)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_with_a_frozen_encoder_keeps_no_graph_of_it(reentrant, tmp_path):
+    model, collator = build()
+    batch = collator(rows())
+    assert saved_bytes(model.train(), batch) > 0
+    model.model.vision_tower.requires_grad_(False)
+    settings = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    run = trainer(tmp_path, model, **settings)
+    before = weights(run)
+    run.train()
+    assert model.is_activation_checkpointing
+    model.zero_grad()
+    # PEFT does so before it trains adapters on a frozen model.
+    model.enable_input_require_grads()
+    assert saved_bytes(model, batch) == 0
+    assert all(parameter.grad is None for parameter in model.model.vision_tower.parameters())
+    after = weights(run)
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert not [name for name in changed if "vision_tower" in name]
+    assert [name for name in changed if "connector" in name] and [name for name in changed if "language_model" in name]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains(precision, tmp_path):
+    """Autocast on the CPU; fp16 as the weights' own type, since Trainer's fp16 needs a GPU's gradient scaler."""
+    if precision == "bf16":
+        run = trainer(tmp_path, bf16=True, max_steps=2)
+    else:
+        run = trainer(tmp_path, build()[0].to(torch.float16), optim="sgd", max_steps=2)
+    before = weights(run)
+    assert np.isfinite(run.train().training_loss)
+    after = weights(run)
+    assert all(weight.isfinite().all() for weight in after.values())
+    assert any(not torch.equal(before[name], after[name]) for name in after)
+
+
+def test_a_batch_that_does_not_fit_is_halved_with_its_tiles(tmp_path):
+    class Small(Trainer):
+        """Memory for two rows."""
+
+        def training_step(self, model, inputs, *args, **kwargs):
+            if len(inputs["input_ids"]) > 2:
+                raise RuntimeError("CUDA out of memory.")
+            sizes.append(len(inputs["input_ids"]))
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    sizes = []
+    run = trainer(tmp_path, kind=Small, auto_find_batch_size=True, per_device_train_batch_size=4, max_steps=2)
+    run.train()
+    assert sizes == [2, 2]
+
+
+def test_a_compiled_step_is_the_plain_one(tmp_path):
+    plain, compiled = (
+        trainer(tmp_path, optim="sgd", max_grad_norm=0.0, learning_rate=0.1, **settings)
+        for settings in ({}, {"torch_compile": True, "torch_compile_backend": "eager"})
+    )
+    plain.train()
+    compiled.train()
+    after = weights(compiled)
+    for name, weight in weights(plain).items():
+        torch.testing.assert_close(after[name], weight, atol=1e-5, rtol=1e-4)
+
+
+def test_parts_on_disk_give_the_same_logits(tmp_path):
+    """accelerate's device_map reads a part's weights as it runs."""
+    model, collator = build()
+    batch = collator(rows())
+    model.save_pretrained(tmp_path / "model")
+    places = {"model.vision_tower": "disk", "model.connector": "cpu", "model.language_model": "disk", "lm_head": "cpu"}
+    offloaded = MM1ForConditionalGeneration.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=str(tmp_path / "offload")
+    )
+    assert next(offloaded.model.vision_tower.parameters()).device.type == "meta"
+    with torch.no_grad():
+        torch.testing.assert_close(offloaded(**batch).logits, model(**batch).logits)
