@@ -125,7 +125,7 @@ def count_parameters(model_or_config: nn.Module | MM1Config) -> ParameterCount:
             # A shared weight belongs to the first part that has it: a tied head counts as embeddings.
             part_of.setdefault(parameter, name)
 
-    experts, (chosen, number_of_experts) = _experts(decoder), _routing(decoder.config)
+    experts, (chosen, number_of_experts) = expert_parameters(decoder), _routing(decoder.config)
     unused = _kept_originals(model)
     counts = {field.name: PartCount() for field in fields(ParameterCount)}
     for parameter in model.parameters():
@@ -165,12 +165,18 @@ def _kept_originals(model: nn.Module) -> set[nn.Parameter]:
     }
 
 
-def _experts(decoder: nn.Module) -> set[nn.Parameter]:
+def expert_parameters(decoder: nn.Module) -> set[nn.Parameter]:
     """The parameters of routed experts: all of transformers' decoders call their module `experts`."""
     named = decoder.named_modules()
     return {
         parameter for name, module in named if name.split(".")[-1] == "experts" for parameter in module.parameters()
     }
+
+
+def active_share(decoder: nn.Module) -> float:
+    """The share of a sparse layer's experts that a token is sent to; 1 where there are none."""
+    chosen, number = _routing(decoder.config)
+    return chosen / number
 
 
 def _routing(text_config: Any) -> tuple[int, int]:

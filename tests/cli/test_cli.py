@@ -11,6 +11,7 @@ from mm1_hf.cli import build_parser, main
 SURFACE = {
     "quickstart": {"--output", "--steps", "--questions", "--seed"},
     "ask": {"--model", "--image", "question"},
+    "plan": {"preset", "--gpus", "--mfu", "--peak-tflops"},
 }
 
 

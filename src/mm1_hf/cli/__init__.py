@@ -24,6 +24,14 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--model", required=True, metavar="DIR", help="a saved model's folder or Hub id")
     ask.add_argument("--image", required=True, metavar="FILE", help="a picture's file or URL")
     ask.add_argument("question")
+
+    plan = verbs.add_parser("plan", help="what a pre-training takes: FLOPs, tokens, memory of the weights and time")
+    plan.add_argument("preset", metavar="PRESET", help="such as mm1-3b")
+    plan.add_argument("--gpus", type=_positive, required=True, metavar="N", help="devices that share the batch")
+    plan.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="of the peak (default: 0.4)")
+    plan.add_argument(
+        "--peak-tflops", type=float, default=989.0, metavar="N", help="of one GPU in bfloat16 (default: 989, an H100)"
+    )
     return parser
 
 
@@ -40,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from mm1_hf.cli.ask import ask
 
             ask(**options)
+        elif verb == "plan":
+            from mm1_hf.training.planner import plan
+
+            print(plan(**options))
     except (ValueError, OSError) as error:
         print(f"mm1 {verb}: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,88 @@
+"""The parts of an MM1 in training: which are frozen, at what rate each learns, and which weights decay."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+from transformers import Trainer
+
+
+PARTS = ("encoder", "connector", "decoder")
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter's name belongs to; the head is the decoder's. The model may be wrapped."""
+    places = name.split(".")
+    return "encoder" if "vision_tower" in places else "connector" if "connector" in places else "decoder"
+
+
+def freeze(model: nn.Module, parts: Iterable[str]) -> None:
+    """
+    Excludes parts from training.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+    parts = _known(parts)
+    for name, weight in model.named_parameters():
+        if part_of(name) in parts:
+            weight.requires_grad_(False)
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, learning_rates: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """
+    An optimizer's groups of what is trained. Matrices and token embeddings decay; norms, biases, class tokens, learned
+    positions and queries do not.
+
+    Args:
+        learning_rates: of the parts that differ from `learning_rate`.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+    learning_rates = dict(learning_rates or {})
+    _known(learning_rates)
+    groups: dict[tuple, dict[str, Any]] = {}
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            continue
+        rate = learning_rates.get(part_of(name), learning_rate)
+        # Tables that are added or queried with come as (1, length, width), or as an embedding of positions.
+        decays = (
+            weight.ndim > 1 and not (weight.ndim == 3 and weight.shape[0] == 1) and "position_embedding" not in name
+        )
+        # A fused update takes weights of one device mesh only: experts may lie on a mesh of their own.
+        key = rate, decays, getattr(weight, "device_mesh", None)
+        group = groups.setdefault(key, {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0})
+        group["params"].append(weight)
+    return list(groups.values())
+
+
+def _known(parts: Iterable[str]) -> set[str]:
+    unknown = set(parts) - set(PARTS)
+    if unknown:
+        raise ValueError(f"There is no part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}.")
+    return set(parts)
+
+
+class MM1Trainer(Trainer):
+    """
+    `Trainer` whose optimizer has a learning rate for each part.
+
+    Args:
+        learning_rates: of the parts that differ from the arguments' `learning_rate`.
+    """
+
+    def __init__(self, *args: Any, learning_rates: Mapping[str, float] | None = None, **kwargs: Any):
+        self.learning_rates = learning_rates
+        super().__init__(*args, **kwargs)
+
+    def get_optimizer_cls_and_kwargs(self, args, model=None):
+        optimizer, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        # Trainer takes groups from here in place of its own; only now is the model sharded.
+        groups = parameter_groups(
+            self.model if model is None else model, args.learning_rate, args.weight_decay, self.learning_rates
+        )
+        return optimizer, {**kwargs, "params": groups}

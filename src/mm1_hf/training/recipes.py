@@ -1,0 +1,261 @@
+"""
+The papers' recipes as plain data: what `TrainingArguments` take, and how the data are read.
+
+How sure a number is, is said in [`recipe`].
+"""
+
+import math
+from dataclasses import dataclass, fields
+from pprint import pformat
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+
+from mm1_hf.configuration_mm1 import MM1Config
+from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
+from mm1_hf.parameters import count_parameters
+
+
+Stage = Literal["pretrain", "continual", "sft"]
+STAGES = ("pretrain", "continual", "sft")
+
+MM1_MIXTURE = {"interleaved": 0.45, "caption": 0.45, "text": 0.10}
+MM1_5_MIXTURE = {"caption": 0.50, "interleaved": 0.10, "text": 0.40}
+# Equal shares in every batch.
+OCR_MIXTURE = {"pdfa": 0.25, "idl": 0.25, "renderedtext": 0.25, "docstruct-4m": 0.25}
+# Numbers of examples, unverified: a source weighs as much as it has.
+MM1_SFT_MIXTURE = {
+    "text-only": 13_000,
+    "llava-conv": 57_000,
+    "llava-complex": 77_000,
+    "sharegpt-4v": 102_000,
+    "vqav2": 83_000,
+    "gqa": 72_000,
+    "okvqa": 9_000,
+    "ocrvqa": 80_000,
+    "dvqa": 200_000,
+    "chartqa": 18_000,
+    "ai2d": 3_000,
+    "docvqa": 39_000,
+    "infovqa": 24_000,
+    "a-okvqa": 66_000,
+    "coco-captions": 83_000,
+    "textcaps": 22_000,
+    "synthdog-en": 500_000,
+}
+# Of the single-image categories, relative to `general`; together they are 0.8 of the mixture.
+_MM1_5_SINGLE_IMAGE = {
+    "general": 1.0,
+    "text-rich": 3.3,
+    "refer-and-ground": 2.0,
+    "math": 0.5,
+    "code": 0.2,
+    "science": 0.1,
+}
+MM1_5_SFT_MIXTURE = {
+    name: 0.8 * weight / sum(_MM1_5_SINGLE_IMAGE.values()) for name, weight in _MM1_5_SINGLE_IMAGE.items()
+} | {"multi-image": 0.1, "text-only": 0.1}
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """
+    How rows are made.
+
+    Args:
+        mixture: the sources' weights.
+        unit: what a weight counts.
+        sequence_length: positions of a row.
+        max_images: images of a row at most; unset, as many as fit.
+        image_splitting: the image processor's: `"none"`, `"static"` or `"dynamic"`.
+        resolution: side of an image in pixels, or of what static splitting cuts; with dynamic splitting, of a tile.
+    """
+
+    mixture: dict[str, float]
+    unit: str
+    sequence_length: int
+    max_images: int | None
+    image_splitting: str
+    resolution: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """
+    One stage of a model's training. `print` it, or change it with `dataclasses.replace`.
+
+    Args:
+        model: the preset's name, or `"custom"`.
+        stage: which stage.
+        parameters: N, the decoder's parameters without embeddings and head that the learning rate follows from.
+        batch_size: rows of one optimizer step, over all devices.
+        arguments: fields of `TrainingArguments`.
+        z_loss_coef: of the softmax z-loss, for [`MM1Config`].
+        data: how rows are made.
+    """
+
+    model: str
+    stage: Stage
+    parameters: int
+    batch_size: int
+    arguments: dict[str, Any]
+    z_loss_coef: float
+    data: DataSettings
+
+    def training_arguments(
+        self, output_dir: str, *, num_devices: int, rows_per_device: int = 1, **changes: Any
+    ) -> TrainingArguments:
+        """
+        Args:
+            num_devices: ranks with data of their own. The ranks of one tensor-parallel group share theirs: count them once.
+            rows_per_device: of one forward pass; what is missing to the batch is accumulated.
+            changes: other fields, in place of the recipe's.
+
+        Raises:
+            ValueError: the batch does not divide.
+        """
+        arguments = self.arguments | {
+            "output_dir": output_dir,
+            "per_device_train_batch_size": rows_per_device,
+            "gradient_accumulation_steps": accumulation_steps(self.batch_size, num_devices, rows_per_device),
+        }
+        return TrainingArguments(**arguments | changes)
+
+    def __str__(self) -> str:
+        lines = [f"{field.name}: {pformat(getattr(self, field.name), sort_dicts=False)}" for field in fields(self)]
+        return "\n".join(lines)
+
+
+def recipe(model: str | MM1Config | MM1ForConditionalGeneration, stage: Stage = "pretrain") -> Recipe:
+    """
+    A stage of the papers' training.
+
+    Stated by the papers: the steps, batch, sequence length and mixtures; the learning-rate law of pre-training and the
+    1e-5 of the later stages; warm-up; cosine to 10 % in pre-training and to 0 after it; AdaFactor after pre-training.
+    Inferred from their training code: AdamW's betas, epsilon and clipping, and that the law's weight decay, 0.1 of the
+    learning rate, is not multiplied by the learning rate once more. `torch.optim.AdamW` multiplies, so here it is 0.1.
+    Unverified: the scale of the 30B model's z-loss, MM1's numbers of examples. Ours, because unstated: the later stages'
+    warm-up (none), clipping (1.0) and weight decay (none), the continual stage's sequence length (that of pre-training),
+    MM1.5's pre-training resolution, and its steps, batches and sequence lengths where they are MM1's.
+
+    Args:
+        model: a preset's name, a configuration or a model. N is counted from it.
+        stage: `"pretrain"`; `"continual"`, MM1.5's pre-training on text-rich images; `"sft"`.
+
+    Raises:
+        ValueError: there is no such stage or preset.
+
+    Example:
+
+    ```python
+    >>> from mm1_hf.training.recipes import recipe
+
+    >>> pretrain = recipe("mm1-3b")
+    >>> pretrain.arguments["weight_decay"], f"{pretrain.arguments['learning_rate']:.1e}"
+    (0.1, '5.9e-05')
+
+    ```
+    """
+    if stage not in STAGES:
+        raise ValueError(f"There is no stage {stage!r}; choose one of {', '.join(STAGES)}.")
+    name = model if isinstance(model, str) else "custom"
+    is_mm1_5 = name.startswith("mm1.5")
+    model = MM1Config.from_preset(name) if isinstance(model, str) else model
+    config = model if isinstance(model, MM1Config) else model.config
+    number = decoder_size(model)
+    resolution = config.vision_config.image_size
+    if stage == "pretrain":
+        mixture = MM1_5_MIXTURE if is_mm1_5 else MM1_MIXTURE
+        steps, batch_size = 200_000, 512
+        # Whole images; the size in MM1.5's presets is that of a tile in its later stages.
+        data = DataSettings(dict(mixture), "rows", 4096, 16, "none", 378 if is_mm1_5 else resolution)
+        optimizer = {
+            "optim": "adamw_torch",
+            "learning_rate": peak_learning_rate(number),
+            "lr_scheduler_type": "cosine_with_min_lr",
+            "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+            "warmup_steps": 2000,
+            "weight_decay": 0.1,
+            "adam_beta1": 0.9,
+            "adam_beta2": 0.95,
+            "adam_epsilon": 1e-8,
+        }
+    else:
+        optimizer = {
+            "optim": "adafactor",
+            "learning_rate": 1e-5,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 0,
+            "weight_decay": 0.0,
+        }
+        batch_size = 256
+        if stage == "continual":
+            steps = 30_000
+            data = DataSettings(dict(OCR_MIXTURE), "rows", 4096, None, "static", 1344)
+        elif is_mm1_5:
+            steps = 10_000
+            data = DataSettings(dict(MM1_5_SFT_MIXTURE), "documents", 2048, None, "dynamic", 672)
+        else:
+            steps = 10_000
+            total = sum(MM1_SFT_MIXTURE.values())
+            mixture = {source: examples / total for source, examples in MM1_SFT_MIXTURE.items()}
+            data = DataSettings(mixture, "documents", 2048, None, "static", 1344)
+    return Recipe(
+        model=name,
+        stage=stage,
+        parameters=number,
+        batch_size=batch_size,
+        arguments={
+            "max_steps": steps,
+            **optimizer,
+            "max_grad_norm": 1.0,
+            "bf16": True,
+            # Rows come from a stream that holds its own state and order, and tiles belong to their rank's rows.
+            "ignore_data_skip": True,
+            "remove_unused_columns": False,
+            "accelerator_config": {"dispatch_batches": False, "split_batches": False},
+        },
+        z_loss_coef=1e-4 if stage == "pretrain" and name == "mm1-30b" else 0.0,
+        data=data,
+    )
+
+
+def decoder_size(model_or_config: MM1ForConditionalGeneration | MM1Config) -> int:
+    """
+    N of the learning-rate law: the decoder's parameters without embeddings and head. A mixture of experts counts as the
+    dense decoder that it was made from, whose hyper-parameters it shares (MM1, section 4.3).
+    """
+    config = model_or_config if isinstance(model_or_config, MM1Config) else model_or_config.config
+    text = config.text_config
+    if text.model_type == "mm1_text" and text.num_experts:
+        fields_of_text = text.to_dict() | {"num_experts": 0}
+        config = MM1Config(**config.to_dict() | {"text_config": fields_of_text})
+        return count_parameters(config).decoder.parameters
+    return count_parameters(model_or_config).decoder.parameters
+
+
+def peak_learning_rate(decoder_parameters: int) -> float:
+    """
+    MM1's law (section 3.4): `exp(-0.4214 ln N - 0.5535)`.
+
+    Args:
+        decoder_parameters: N, without embeddings and head.
+    """
+    return math.exp(-0.4214 * math.log(decoder_parameters) - 0.5535)
+
+
+def accumulation_steps(batch_size: int, num_devices: int, rows_per_device: int = 1) -> int:
+    """
+    Forward passes of one optimizer step.
+
+    Raises:
+        ValueError: the batch is not a whole number of passes.
+    """
+    at_once = num_devices * rows_per_device
+    if at_once < 1 or batch_size % at_once:
+        raise ValueError(
+            f"A batch of {batch_size} rows does not divide into passes of {num_devices} devices x {rows_per_device} rows. "
+            f"Take a number of devices and of rows whose product divides {batch_size}, such as "
+            f"{math.gcd(batch_size, num_devices)} devices."
+        )
+    return batch_size // at_once
