@@ -41,12 +41,46 @@ def _fetch(images: Any, counter: Iterator[int]) -> Any:
     if isinstance(images, np.ndarray | torch.Tensor):
         return images
     with _broken_files_named(index):
-        image = images if isinstance(images, Image.Image) else Image.open(_source(images))
-        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-        # A broken head may name a mode that does not exist.
+        return open_image(images)
+
+
+def open_image(source: Any) -> Image.Image:
+    """
+    What [`fetch_images`] does for one picture, with the errors of whoever raises them: `FileNotFoundError` where there is
+    nothing, and nearly anything where there is something broken.
+    """
+    image = source if isinstance(source, Image.Image) else Image.open(_source(source))
+    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    # A broken head may name a mode that does not exist.
+    image.getbands()
+    return image
+
+
+def image_size(source: Any) -> tuple[int, int]:
+    """`(height, width)` of what [`open_image`] gives, which raises the same. No pixel of a file is decoded."""
+    if isinstance(source, Image.Image):
+        return _upright_size(source)
+    with Image.open(_source(source)) as image:
         image.getbands()
-        return image
+        # To look for the orientation behind the pixels of a PNG, Pillow decodes them.
+        if image.format == "PNG" and not _names_an_orientation(image.fp):
+            return image.height, image.width
+        return _upright_size(image)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _names_an_orientation(file: Any) -> bool:
+    """Whether the chunks of a PNG that can hold one occur anywhere."""
+    position = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(position)
+    return any(name in data for name in (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp"))
 
 
 def _source(image: Any) -> Any:
@@ -60,16 +94,27 @@ def _source(image: Any) -> Any:
             f"it is a {type(image).__name__}; give a picture, an array, a tensor, a path, a URL, base64 or a file's bytes"
         )
     if image.startswith(("http://", "https://")):
-        response = get_session().get(image, follow_redirects=True)
-        response.raise_for_status()
-        return BytesIO(response.content)
+        return BytesIO(fetch_url(image))
     if not image.startswith("data:") and os.path.exists(image):
         return image
     encoded = image.partition(",")[2] if image.startswith("data:") else image
     try:
         return BytesIO(base64.b64decode("".join(encoded.split()), validate=True))
     except binascii.Error as error:
-        raise ValueError(f"{image:.100} is no file here, no URL and no base64") from error
+        raise FileNotFoundError(f"{image:.100} is no file here, no URL and no base64") from error
+
+
+def fetch_url(url: str) -> bytes:
+    """
+    Raises:
+        FileNotFoundError: nothing comes from there.
+    """
+    try:
+        response = get_session().get(url, follow_redirects=True)
+        response.raise_for_status()
+    except Exception as error:
+        raise FileNotFoundError(f"{url:.200}: {error or type(error).__name__}") from error
+    return response.content
 
 
 @contextmanager
