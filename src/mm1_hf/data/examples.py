@@ -114,10 +114,9 @@ class ExampleEncoder:
         ]
 
     def _parts(self, document: Document, ids: list[list[int] | None]) -> list[_Part]:
-        images = [part for part in document.parts if isinstance(part, ImagePart)]
         if not any(ids):
-            raise Unusable(f"{document.name} has no text to learn from", reason="no text")
-        layouts = sample_layouts([image.size() for image in images], self._tiling)
+            raise Unusable("no text", f"{document.name} has nothing to learn from")
+        layouts = sample_layouts([image.size() for image in document.images], self._tiling)
         placed = iter(enumerate(layouts))
         parts = []
         for part, tokens in zip(document.parts, ids, strict=True):
@@ -139,13 +138,13 @@ class ExampleEncoder:
         begin = _Part(self._begin, np.zeros(len(self._begin), dtype=bool))
         end = _text([self.processor.tokenizer.eos_token_id])
         parts = [begin, *parts, end]
-        length, images = sum(len(part.input_ids) for part in parts), sum(part.image is not None for part in parts)
+        length, images = sum(len(part.input_ids) for part in parts), len(document.images)
         fits = length <= self.sequence_length and images <= self.max_images
         if not fits and document.kind == "caption":
             raise Unusable(
-                f"{document.name} has {length} tokens and {images} images, and a row {self.sequence_length} and "
-                f"{self.max_images}; a caption is not cut off its image",
-                reason="too long",
+                "caption longer than a row",
+                f"{document.name} has {length} tokens and {images} images, and a row has room for {self.sequence_length} "
+                f"and {self.max_images}",
             )
         pieces = [parts] if fits else list(self._cut(document, parts))
         return [_example(piece, index == 0, document.name) for index, piece in enumerate(pieces)]
@@ -157,8 +156,8 @@ class ExampleEncoder:
             number = len(part.input_ids)
             if part.image is not None and number > self.sequence_length:
                 raise Unusable(
-                    f"{document.name} has an image of {number} tokens, and a row {self.sequence_length}",
-                    reason="image longer than a row",
+                    "image longer than a row",
+                    f"{document.name} has one of {number} tokens, and a row has room for {self.sequence_length}",
                 )
             if number > self.sequence_length:
                 # It fills this row and the next ones.

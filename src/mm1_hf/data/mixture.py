@@ -154,7 +154,9 @@ class Mixture(IterableDataset):
         """What was left out of what was consumed."""
         drops = Drops(max_share=1.0)
         for lane in self._state["lanes"].values():
-            drops.merge(lane["drops"])
+            own = Drops(max_share=1.0)
+            own.load_state_dict(lane["drops"])
+            drops.merge(own)
         return drops
 
     def _signature(self) -> dict[str, Any]:
@@ -198,7 +200,9 @@ class Mixture(IterableDataset):
 
 def _check(source: Source) -> None:
     if not source.weight > 0:
-        raise ValueError(f"The source {source.name} has the weight {source.weight}; give a positive one or leave it out.")
+        raise ValueError(
+            f"The source {source.name} has the weight {source.weight}; give a positive one or leave it out."
+        )
     if source.layout not in LAYOUTS:
         raise ValueError(
             f"The source {source.name} has the layout {source.layout!r}; choose one of {', '.join(LAYOUTS)}."

@@ -1,0 +1,121 @@
+"""Trainer over a mixture: each rank reads its own part of the stream, and every checkpoint holds the stream's place."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from mm1_hf.data.mixture import STATE_KEY, Mixture
+
+
+class MixtureTrainer(Trainer):
+    """
+    `Trainer` that also trains on a [`Mixture`]. Other data sets are read as Trainer reads them.
+
+    A checkpoint holds the stream's place after the last batch that was trained on, not after those read ahead, and
+    resuming goes on from there: no example is lost and none is repeated.
+
+    Raises:
+        ValueError: a mixture without `ignore_data_skip`: Trainer would skip once more what the stream has behind it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if isinstance(self.train_dataset, Mixture) and not self.args.ignore_data_skip:
+            raise ValueError(
+                "A mixture finds its place by itself when training is resumed: set ignore_data_skip=True in the "
+                "TrainingArguments, as the recipes do, or Trainer skips as many batches once more."
+            )
+
+    def get_train_dataloader(self) -> DataLoader:
+        mixture = self.train_dataset
+        if not isinstance(mixture, Mixture):
+            return super().get_train_dataloader()
+        mixture.split(*self._data_rank(), self._train_batch_size)
+        workers = self.args.dataloader_num_workers
+        loader = DataLoader(
+            mixture,
+            # It yields batches, not rows.
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.accelerator.is_available(),
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+        )
+        # As for a single process: accelerate would deal the batches out among the ranks once more.
+        return prepare_data_loader(
+            loader,
+            device=self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=False,
+        )
+
+    def _data_rank(self) -> tuple[int, int]:
+        """This rank and their number among those with data of their own."""
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        mesh = self.accelerator.torch_device_mesh
+        sharing = 1
+        if mesh is not None:
+            for name in ("tp", "cp"):
+                if name in mesh.mesh_dim_names:
+                    sharing *= mesh[name].size()
+        return rank // sharing, ranks // sharing
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        state = inputs.pop(STATE_KEY, None)
+        if state is not None:
+            self.train_dataset.consumed(state)
+        return super()._prepare_inputs(inputs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if isinstance(self.train_dataset, Mixture):
+            self._stream_file(output_dir).write_text(json.dumps(self.train_dataset.state_dict()), encoding="utf-8")
+            # The main process ends the checkpoint with Trainer's own state, which says that it is complete.
+            self.accelerator.wait_for_everyone()
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None or not isinstance(self.train_dataset, Mixture):
+            return
+        file = self._stream_file(checkpoint)
+        if not file.exists():
+            raise ValueError(
+                f"{checkpoint} holds no place in the data stream ({file.name}). It was written by another Trainer or with "
+                "save_only_model=True, or with fewer ranks: start a new run from its weights."
+            )
+        self.train_dataset.load_state_dict(json.loads(file.read_text(encoding="utf-8")))
+
+    def _stream_file(self, checkpoint: str) -> Path:
+        return Path(checkpoint) / f"mixture_{self.args.process_index}.json"
+
+
+def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """
+    The newest checkpoint of a run that was written to its end, to resume from. Trainer writes its own state last; a run
+    that was killed, or ran out of disk space, may have left a newer one without it.
+    """
+    found = [
+        folder
+        for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if folder.name.rpartition("-")[2].isdigit() and _is_json(folder / TRAINER_STATE_NAME)
+    ]
+    newest = max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    return None if newest is None else str(newest)
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
