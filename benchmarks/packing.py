@@ -1,0 +1,192 @@
+"""
+How full rows of 4096 are, and what packing them costs: ours beside padding, and beside TRL's strategies for text.
+
+    python benchmarks/packing.py --output benchmarks/results/packing.json
+
+Lengths are drawn, not read: captions after CC12M (20 words on average, with a long tail) behind one image of 144 tokens,
+documents after OBELICS (815 text tokens and 2.5 images on average), text with a longer tail.
+"""
+
+import argparse
+import json
+import platform
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import datasets
+import numpy as np
+from tqdm import tqdm
+from trl import pack_dataset
+
+from mm1_hf.data.documents import Document
+from mm1_hf.data.examples import ExampleEncoder
+from mm1_hf.data.packing import pack
+from mm1_hf.quickstart.parts import load_decoder
+
+
+LENGTH, IMAGE_TOKENS, MAX_IMAGES = 4096, 144, 16
+# As a mixture's lanes read them.
+WINDOW = 256
+RECORDS = 256 * 40
+
+
+def captions(draw: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Lengths and images of pairs; 26 tokens of text on average, and an end."""
+    text = draw.lognormal(np.log(26) - 0.3, 0.77, RECORDS).clip(4, 512).astype(int)
+    return (IMAGE_TOKENS + text + 1).tolist(), [1] * RECORDS
+
+
+def interleaved(draw: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Lengths and images of whole documents, before those longer than a row are cut."""
+    text = draw.lognormal(np.log(815) - 0.5, 1.0, RECORDS).clip(32, 30_000).astype(int)
+    images = draw.geometric(1 / 2.5, RECORDS).clip(1, 30)
+    return (text + IMAGE_TOKENS * images + 1).tolist(), images.tolist()
+
+
+def texts(draw: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Lengths of text documents."""
+    return draw.lognormal(np.log(900) - 0.72, 1.2, RECORDS).clip(16, 100_000).astype(int).tolist(), [0] * RECORDS
+
+
+def cut(lengths: list[int], images: list[int], max_images: int | None) -> Iterator[tuple[int, int]]:
+    """Documents in pieces of a row, with their images spread evenly."""
+    for length, number in zip(lengths, images, strict=True):
+        limit = number if max_images is None else max_images
+        pieces = max(-(-length // LENGTH), -(-number // max(limit, 1)), 1)
+        for piece in range(pieces):
+            share = slice(piece, None, pieces)
+            yield len(range(length)[share]), len(range(number)[share])
+
+
+def ours(items: list[tuple[int, int]], max_images: int | None) -> dict[str, float]:
+    """Windows one after the other, as a mixture packs them."""
+    rows = used = 0
+    waiting: list[tuple[int, int]] = []
+    start = time.process_time()
+    for begin in range(0, len(items), WINDOW):
+        pool = [*waiting, *items[begin : begin + WINDOW]]
+        packing = pack(*zip(*pool, strict=True), LENGTH, max_images, due=len(waiting))
+        rows += len(packing.rows)
+        used += sum(pool[item][0] for row in packing.rows for item in row)
+        waiting = [pool[item] for item in packing.left]
+    seconds = time.process_time() - start
+    images, positions = sum(number for _, number in items), sum(length for length, _ in items)
+    # No packing needs fewer rows than the positions, or the images, fill.
+    fewest = max(positions / LENGTH, images / max_images if max_images else 0)
+    return {
+        "used": used / (rows * LENGTH),
+        "reachable": positions / (fewest * LENGTH),
+        "microseconds_per_item": 1e6 * seconds / len(items),
+    }
+
+
+def padded(items: list[tuple[int, int]], batch: int = 8) -> float:
+    """Share of positions used by batches of one item per row, padded to their longest."""
+    draw = random.Random(0)
+    lengths = [length for length, _ in draw.sample(items, len(items))]
+    groups = [lengths[begin : begin + batch] for begin in range(0, len(lengths), batch)]
+    return sum(lengths) / sum(len(group) * max(group) for group in groups)
+
+
+def trl(items: list[tuple[int, int]], strategy: str) -> dict[str, float]:
+    """TRL packs text alone: the items' lengths without a word about images."""
+    rows = datasets.Dataset.from_list([{"input_ids": [1] * length} for length, _ in items])
+    start = time.process_time()
+    packed = pack_dataset(rows, LENGTH, strategy, map_kwargs={"batch_size": WINDOW, "load_from_cache_file": False})
+    seconds = time.process_time() - start
+    used = sum(len(row) for row in packed["input_ids"])
+    return {
+        "used": used / (len(packed) * LENGTH),
+        "kept": used / sum(length for length, _ in items),
+        "microseconds_per_item": 1e6 * seconds / len(items),
+    }
+
+
+def tokenizing(lengths: list[int]) -> float:
+    """Microseconds to make an example of a document with so many tokens of text."""
+    _, tokenizer = load_decoder()
+    words = [
+        "a",
+        "small",
+        "brown",
+        "dog",
+        "that",
+        "runs",
+        "along",
+        "the",
+        "beach",
+        "with",
+        "a",
+        "stick",
+        "in",
+        "its",
+        "mouth",
+        "on",
+        "a",
+        "sunny",
+        "day",
+    ]
+    draw = random.Random(0)
+    documents = [
+        Document("text", (" ".join(draw.choices(words, k=max(int(length / 1.05), 1))),), "drawn") for length in lengths
+    ]
+    encoder = ExampleEncoder(_processor(tokenizer), LENGTH)
+    encoder.encode(documents[:WINDOW])
+    start = time.process_time()
+    for begin in range(0, len(documents), WINDOW):
+        encoder.encode(documents[begin : begin + WINDOW])
+    return 1e6 * (time.process_time() - start) / len(documents)
+
+
+def _processor(tokenizer):
+    from mm1_hf import MM1ImageProcessor, MM1Processor
+
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    return MM1Processor(MM1ImageProcessor(image_splitting="none"), tokenizer)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="where the JSON goes")
+    arguments = parser.parse_args()
+    datasets.disable_progress_bars()
+    draw = np.random.default_rng(0)
+    rows = []
+    for name, source in tqdm({"captions": captions, "interleaved": interleaved, "text": texts}.items()):
+        lengths, images = source(draw)
+        for max_images in (MAX_IMAGES, None) if any(images) else (None,):
+            items = list(cut(lengths, images, max_images))
+            row = {"source": name, "max_images": max_images, "items": len(items), "ours": ours(items, max_images)}
+            row["padded"] = {"used": padded(items)}
+            if not any(images):
+                # Whole documents: what is longer than a row is TRL's to deal with.
+                whole = list(zip(lengths, images, strict=True))
+                row |= {f"TRL {strategy}": trl(whole, strategy) for strategy in ("bfd", "bfd_split", "wrapped")}
+            text = [length - IMAGE_TOKENS * number for length, number in items][: 8 * WINDOW]
+            row["ours"]["share_of_tokenizing"] = row["ours"]["microseconds_per_item"] / tokenizing(text)
+            rows.append(row)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    result = {
+        "what": f"rows of {LENGTH} positions from windows of {WINDOW} records, CPU time of one process",
+        "used": "share of the rows' positions that are not padding",
+        "reachable": "the share that no packing exceeds, because of the images a row may have",
+        "kept": "share of the tokens that are in a row at all; where unstated, all",
+        "share_of_tokenizing": "packing's time over that of making examples of the text, images not counted",
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("mm1_hf", "trl", "datasets", "tokenizers", "numpy")},
+        "hardware": platform.machine(),
+        "commit": commit,
+        "results": rows,
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for row in rows:
+        print(row["source"], row["max_images"], {k: v for k, v in row.items() if isinstance(v, dict)})
+
+
+if __name__ == "__main__":
+    main()
