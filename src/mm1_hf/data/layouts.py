@@ -1,0 +1,240 @@
+"""
+The layouts that data sets come in, record by record to a [`Document`].
+
+Every layout is a function of a record and of where it comes from. It raises [`Unusable`] for a record that it cannot read.
+Only where a layout has a place for an image does an image stand there: `<image>` written in a text stays text.
+
+A relative path is one from the folder under the record's key `__folder__`, which [`~mm1_hf.data.readers.read`] sets.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, get_args
+
+from PIL import Image
+
+from mm1_hf.data.documents import Document, DocumentKind, ImagePart, Unusable
+
+
+Record = Mapping[str, Any]
+Layout = Callable[[Record, str], Document]
+
+FOLDER = "__folder__"
+WRONG_LAYOUT = "not a record of this layout"
+
+_IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_url", "url")
+_CAPTION_COLUMNS = ("caption", "text", "txt")
+_PLACE = "<image>"
+
+
+def documents(record: Record, name: str = "") -> Document:
+    """
+    The package's own layout, which [`to_record`] writes: `parts`, a list in reading order, of which each has a `text` or an
+    `image`; optionally `kind`, otherwise told by the images, and `name`.
+    """
+    name = _name(record, name)
+    parts: list[str | ImagePart] = []
+    for part in _list(record, "parts", name):
+        text, image = (part.get("text"), part.get("image")) if isinstance(part, Mapping) else (None, None)
+        if (text is None) == (image is None):
+            raise Unusable(WRONG_LAYOUT, f"{name}: a part has either a text or an image, not {part!r:.100}")
+        parts.append(_text(text, name) if image is None else _image(image, record, name))
+    kind = record.get("kind")
+    if kind is not None and kind not in get_args(DocumentKind):
+        raise Unusable(WRONG_LAYOUT, f"{name}: the kind is {kind!r:.100}, not one of {get_args(DocumentKind)}")
+    return _document(parts, name, kind)
+
+
+def to_record(document: Document) -> dict[str, Any]:
+    """
+    A document in the layout `documents`. Pictures cannot be written: give their files' bytes.
+
+    Raises:
+        ValueError: an image of the document is a picture.
+    """
+    parts = []
+    for part in document.parts:
+        if isinstance(part, str):
+            parts.append({"text": part, "image": None})
+        elif isinstance(part.source, Image.Image):
+            raise ValueError(
+                f"{document.name}: an image is a picture in memory; give its file's bytes, a path or a URL."
+            )
+        else:
+            is_bytes = isinstance(part.source, bytes)
+            image = {"bytes": part.source if is_bytes else None, "path": None if is_bytes else part.source}
+            parts.append({"text": None, "image": image})
+    return {"kind": document.kind, "name": document.name, "parts": parts}
+
+
+def caption(record: Record, name: str = "") -> Document:
+    """
+    A pair, WebDataset's or a table's: the image under `image`, `jpg`, `jpeg`, `png`, `webp`, `image_url` or `url`, and what
+    describes it under `caption`, `text` or `txt`, or in a `json` object under one of these. The first that holds something
+    counts; white space around the text is left out.
+    """
+    name = _name(record, name)
+    record = {column.lower(): value for column, value in record.items()}
+    image = _first(record, _IMAGE_COLUMNS)
+    text = _first(record, _CAPTION_COLUMNS)
+    if text is None and isinstance(record.get("json"), Mapping):
+        text = _first(record["json"], _CAPTION_COLUMNS)
+    if record.keys().isdisjoint(_IMAGE_COLUMNS) or record.keys().isdisjoint((*_CAPTION_COLUMNS, "json")):
+        raise Unusable(WRONG_LAYOUT, f"{name}: it has the columns {sorted(record)}")
+    return _document([_image(image, record, name), _text(text or "", name).strip()], name, "caption")
+
+
+def llava(record: Record, name: str = "") -> Document:
+    """
+    LLaVA's JSON: `conversations`, turns of `{"from": "human" or "gpt", "value": text}`, and `image`, a path or a list of
+    them, whose places the human turns mark by `<image>`; unmarked, they come first.
+
+    A single exchange about one image is a caption: the image and the answer, without the question, as in LLaVA's own
+    pre-training. Anything else is text, turn by turn in lines, with the images in their places.
+    """
+    name = _name(record, name)
+    turns = []
+    for turn in _list(record, "conversations", name):
+        if not isinstance(turn, Mapping) or turn.get("from") not in ("human", "gpt", "system"):
+            raise Unusable(WRONG_LAYOUT, f"{name}: a turn is {turn!r:.100}")
+        turns.append((turn["from"], _text(turn.get("value"), name)))
+    given = record.get("image")
+    given = [] if given is None else given if isinstance(given, list) else [given]
+    images = [_image(image, record, name) for image in given]
+    if len(images) == 1 and [speaker for speaker, _ in turns] == ["human", "gpt"]:
+        return _document([images[0], turns[1][1].strip()], name, "caption")
+    places = sum(text.count(_PLACE) for speaker, text in turns if speaker == "human")
+    if images and places not in (0, len(images)):
+        raise Unusable("images do not fit their places", f"{name}: {len(images)} images and {places} places for them")
+    parts: list[str | ImagePart] = [] if places else list(images)
+    left, line = iter(images), ""
+    for index, (speaker, text) in enumerate(turns):
+        line += "\n" if index else ""
+        first, *others = text.split(_PLACE) if images and places and speaker == "human" else [text]
+        line += first
+        for other in others:
+            parts += [line, next(left)]
+            line = other
+    return _document([*parts, line], name)
+
+
+def obelics(record: Record, name: str = "") -> Document:
+    """
+    OBELICS: `images` and `texts`, lists of one length, of which at every place one has something and the other `None`. An
+    image is a URL, a path, bytes or datasets' Image.
+    """
+    name = _name(record, name)
+    images, texts = _list(record, "images", name), _list(record, "texts", name)
+    if len(images) != len(texts):
+        raise Unusable(WRONG_LAYOUT, f"{name}: {len(images)} images beside {len(texts)} texts")
+    parts: list[str | ImagePart] = []
+    for image, text in zip(images, texts, strict=True):
+        if (image is None) == (text is None):
+            raise Unusable(
+                WRONG_LAYOUT, f"{name}: a place with {'neither' if image is None else 'both'} image and text"
+            )
+        parts.append(_text(text, name) if image is None else _image(image, record, name))
+    return _document(parts, name)
+
+
+def mmc4(record: Record, name: str = "") -> Document:
+    """
+    MMC4: `text_list`, sentences, and `image_info`, in which `matched_text_index` says before which sentence an image comes.
+    The image is `image`; or the file of the name `image_name`, where there is one; or what `raw_url` gives. Sentences
+    between two images are joined by spaces.
+    """
+    name = _name(record, name)
+    sentences = [_text(sentence, name) for sentence in _list(record, "text_list", name)]
+    before: dict[int, list[ImagePart]] = {}
+    for info in _list(record, "image_info", name):
+        index = info.get("matched_text_index") if isinstance(info, Mapping) else None
+        if not isinstance(index, int) or not 0 <= index < len(sentences):
+            raise Unusable(WRONG_LAYOUT, f"{name}: an image belongs to sentence {index!r:.100} of {len(sentences)}")
+        before.setdefault(index, []).append(_mmc4_image(info, record, name))
+    parts: list[str | ImagePart] = []
+    for index, sentence in enumerate(sentences):
+        parts += before.get(index, [])
+        if parts and isinstance(parts[-1], str):
+            parts[-1] = f"{parts[-1]} {sentence}"
+        else:
+            parts.append(sentence)
+    return _document(parts, name)
+
+
+def _mmc4_image(info: Record, record: Record, name: str) -> ImagePart:
+    if info.get("image") is not None:
+        return _image(info["image"], record, name)
+    file, url = info.get("image_name"), info.get("raw_url")
+    if isinstance(file, str):
+        part = _image(file, record, name)
+        if url is None or os.path.exists(str(part.source)):
+            return part
+    return _image(url, record, name)
+
+
+def text(record: Record, name: str = "") -> Document:
+    """Plain text under `text`; other columns are left out."""
+    name = _name(record, name)
+    if "text" not in record:
+        raise Unusable(WRONG_LAYOUT, f"{name}: it has the columns {sorted(record)}")
+    return _document([_text(record["text"], name)], name)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "documents": documents,
+    "caption": caption,
+    "llava": llava,
+    "obelics": obelics,
+    "mmc4": mmc4,
+    "text": text,
+}
+
+
+def _document(parts: Iterable[str | ImagePart], name: str, kind: DocumentKind | None = None) -> Document:
+    """Empty texts are left out."""
+    parts = tuple(part for part in parts if part != "")
+    if not any(isinstance(part, str) and part.strip() for part in parts):
+        raise Unusable("no text", name)
+    has_images = any(isinstance(part, ImagePart) for part in parts)
+    if kind == "text" and has_images:
+        raise Unusable(WRONG_LAYOUT, f"{name}: its kind is text, but it has images")
+    return Document(kind or ("interleaved" if has_images else "text"), parts, name)
+
+
+def _image(value: Any, record: Record, name: str) -> ImagePart:
+    """An image as bytes, a path, a URL, a picture, or as datasets' Image gives it undecoded."""
+    if isinstance(value, Mapping):
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if value is None:
+        raise Unusable("no image", name)
+    if isinstance(value, str) and not re.match("(https?://|data:)", value):
+        value = os.path.join(record.get(FOLDER) or "", value)
+    if isinstance(value, bytes | str | Image.Image):
+        return ImagePart(value)
+    raise Unusable(WRONG_LAYOUT, f"{name}: an image is {value!r:.100}; it may be bytes, a path or a URL")
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise Unusable(WRONG_LAYOUT, f"{name}: a text is {value!r:.100}")
+    return value
+
+
+def _list(record: Record, column: str, name: str) -> list[Any]:
+    value = record.get(column)
+    if not isinstance(value, list):
+        raise Unusable(
+            WRONG_LAYOUT, f"{name}: {column} is {value!r:.100}, not a list; it has the columns {sorted(record)}"
+        )
+    return value
+
+
+def _first(record: Record, columns: Iterable[str]) -> Any:
+    return next((record[column] for column in columns if record.get(column) is not None), None)
+
+
+def _name(record: Record, name: str) -> str:
+    """Where the record comes from, and which one it is, where it says so."""
+    own = _first(record, ("name", "__key__", "id", "url"))
+    return ": ".join(part for part in (name, str(own) if isinstance(own, str | int) else "") if part)

@@ -1,0 +1,180 @@
+"""Data sets here and on the Hub, read by `datasets`."""
+
+import glob
+import os
+import re
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import (
+    Dataset,
+    DatasetBuilder,
+    Features,
+    Image,
+    IterableDataset,
+    List,
+    Value,
+    concatenate_datasets,
+    load_dataset_builder,
+)
+
+from mm1_hf.data.documents import Unusable
+from mm1_hf.data.layouts import FOLDER, LAYOUTS, WRONG_LAYOUT
+
+
+# Of a folder with files of several formats, the first of these is read: pictures and notes lie beside data.
+FORMATS = ("parquet", "arrow", "jsonl", "ndjson", "tar", "json", "csv", "tsv", "txt")
+
+_SPLITS = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "val", "dev"},
+    "test": {"test", "testing", "eval", "evaluation"},
+}
+
+
+def read(
+    path_or_id: str | os.PathLike[str], layout: str, *, split: str = "train", streaming: bool = False, **options: Any
+) -> Dataset | IterableDataset:
+    """
+    A data set's records, for the layout `LAYOUTS[layout]` to make documents of. Images are not decoded: they stay bytes,
+    paths or URLs, and datasets' Image gives `{"bytes", "path"}`.
+
+    Args:
+        path_or_id: a file of parquet, Arrow, JSON lines, JSON, CSV, WebDataset tar or plain text, a folder of such files, a
+            pattern (`"shards/*.tar"`), or a data set's id on the Hub. Files whose path from there names a split (`train`,
+            `validation`, `test` or a short form of it as a word) belong to it, and with any such file only they are read;
+            otherwise all files are `train`. A plain-text file is one document, unless `sample_by="line"` or `"paragraph"`.
+        layout: what the records are, a name in [`LAYOUTS`]. The first records are tried.
+        split: one of the data set's splits. Without streaming, also a slice such as `"train[:1%]"`.
+        streaming: records in their order, as they come. Otherwise, and for a JSON file that is one list, they are first
+            written to `datasets`' cache, and can be read in any order.
+        options: for `datasets.load_dataset_builder`, such as `name`, `data_files`, `revision`, `cache_dir`.
+
+    Returns:
+        The records. Those of local files have their folder (if there are several, the one that holds them all) under
+        `__folder__`, from which layouts take relative paths.
+
+    Raises:
+        ValueError: there is no such layout, file or split, the data cannot be read, are of another layout or empty.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"There is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
+    files = _local_files(os.fspath(path_or_id))
+    folder = None
+    if files is not None:
+        name = re.match(r"\w*", split).group()  # ty: ignore[unresolved-attribute]
+        if name not in files:
+            raise ValueError(f"{path_or_id} has no split {name!r}; its files give {', '.join(files)}.")
+        folder = os.path.commonpath([os.path.dirname(file) for file in files[name]])
+        options = {"data_files": files} | options
+        if _format(files[name][0]) == "txt":
+            options = {"sample_by": "document"} | options
+    try:
+        builder = load_dataset_builder(os.fspath(path_or_id) if folder is None else folder, **options)
+        dataset = _stream(builder, split) if streaming else None
+        dataset = _table(builder, split) if dataset is None else dataset
+        first = list(islice(dataset, 10))
+    # What datasets raises for an empty file.
+    except (StopIteration, IndexError):
+        first = []
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise ValueError(f"{path_or_id} cannot be read: {type(cause).__name__}: {cause}") from error
+    if not first:
+        raise ValueError(f"{path_or_id} has no records in {split!r}.")
+    _try_layout(first, layout, str(path_or_id))
+    if streaming and isinstance(dataset, Dataset):
+        dataset = dataset.to_iterable_dataset()
+    return dataset if folder is None else _with_folder(dataset, folder)
+
+
+def _local_files(path: str) -> dict[str, list[str]] | None:
+    """The data files of each split, or `None` for what is an id on the Hub."""
+    path = os.path.expanduser(path)
+    root = path if os.path.isdir(path) else os.path.dirname(path)
+    if os.path.isdir(path):
+        found = sorted(str(file) for file in Path(path).rglob("*") if _format(str(file)) and file.is_file())
+        formats = {_format(file) for file in found}
+        chosen = next((name for name in FORMATS if name in formats), None)
+        found = [file for file in found if _format(file) == chosen]
+    elif glob.has_magic(path):
+        found = sorted(glob.glob(path, recursive=True))
+    else:
+        found = [path] if os.path.isfile(path) else []
+    if not found:
+        # An id is `name` or `user/name`.
+        if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) and not os.path.exists(path) and _format(path) is None:
+            return None
+        raise ValueError(f"There is no data file at {path}; give files of {', '.join(FORMATS)}.")
+    if unknown := [file for file in found if _format(file) is None]:
+        raise ValueError(f"{unknown[0]} is no file of {', '.join(FORMATS)}.")
+    splits: dict[str, list[str]] = {}
+    for file in map(os.path.abspath, found):
+        words = set(re.split(r"[^a-z]+", os.path.relpath(file, root or ".").lower()))
+        named = next((split for split, names in _SPLITS.items() if names & words), "")
+        splits.setdefault(named, []).append(file)
+    rest = splits.pop("", [])
+    return splits or {"train": rest}
+
+
+def _format(file: str) -> str | None:
+    """A file's format by its extensions, of which the last may be that of a compression."""
+    match = re.search(r"\.(\w+)(\.(gz|bz2|xz|zst|lz4))?$", file.lower())
+    return match[1] if match and match[1] in FORMATS else None
+
+
+def _stream(builder: DatasetBuilder, split: str) -> IterableDataset | None:
+    dataset = builder.as_streaming_dataset(split)
+    if not isinstance(dataset, IterableDataset):
+        raise ValueError(f"there is no split {split!r}")
+    if dataset.features is None:
+        # JSON that is one list cannot be read in pieces, and of values of several types datasets would give the JSON.
+        return None
+    return dataset.cast(_undecoded(dataset.features))
+
+
+def _table(builder: DatasetBuilder, split: str) -> Dataset:
+    builder.download_and_prepare()
+    # Not by a cast afterwards, which writes lists of images once more.
+    builder.info.features = _undecoded(builder.info.features)
+    return builder.as_dataset(split)
+
+
+def _undecoded(feature: Any) -> Any:
+    """The feature with every image left as its bytes or path."""
+    if isinstance(feature, Image):
+        return Image(mode=feature.mode, decode=False)
+    if isinstance(feature, dict):
+        return type(feature)({name: _undecoded(inner) for name, inner in feature.items()})
+    return List(_undecoded(feature.feature)) if isinstance(feature, List) else feature
+
+
+def _try_layout(records: list[dict[str, Any]], layout: str, name: str) -> None:
+    errors = []
+    for record in records:
+        try:
+            LAYOUTS[layout](record, name)
+        except Unusable as error:
+            errors.append(error)
+    if len(errors) == len(records) and {error.reason for error in errors} == {WRONG_LAYOUT}:
+        raise ValueError(
+            f"{name} is not of the layout {layout!r}: {errors[0].detail}. See mm1_hf.data.layouts for what the layouts "
+            f"{', '.join(LAYOUTS)} read."
+        )
+
+
+def _with_folder(dataset: Dataset | IterableDataset, folder: str) -> Dataset | IterableDataset:
+    if isinstance(dataset, IterableDataset):
+        features = Features(dict(dataset.features) | {FOLDER: Value("string")})
+        return dataset.map(_add_folder, fn_kwargs={"folder": folder}, features=features)
+    # One chunk, many times: the folder costs no memory for each record.
+    chunk = pa.array([folder] * 1000)
+    whole, rest = divmod(len(dataset), 1000)
+    column = pa.chunked_array([chunk] * whole + [chunk.slice(0, rest)])
+    return concatenate_datasets([dataset, Dataset(pa.table({FOLDER: column}))], axis=1)
+
+
+def _add_folder(record: dict[str, Any], folder: str) -> dict[str, Any]:
+    return {**record, FOLDER: folder}

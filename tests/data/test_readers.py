@@ -1,0 +1,304 @@
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, Features, Image, IterableDataset, List, Value
+from PIL import Image as Pillow
+
+from mm1_hf.data.documents import Document, Drops, ImagePart, Unusable
+from mm1_hf.data.layouts import LAYOUTS, to_record
+from mm1_hf.data.readers import read
+
+
+def picture(number: int) -> Pillow.Image:
+    return Pillow.new("RGB", (30 + number, 20), (9 * number, 0, 0))
+
+
+def png(number: int) -> bytes:
+    file = io.BytesIO()
+    picture(number).save(file, "PNG")
+    return file.getvalue()
+
+
+def contents(document: Document) -> list:
+    """Texts, and images by their width less 30."""
+    return [part.size()[1] - 30 if isinstance(part, ImagePart) else part for part in document.parts]
+
+
+def documents(path, layout: str, **options) -> list[list]:
+    return [contents(LAYOUTS[layout](record, str(path))) for record in read(path, layout, **options)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
+    return folder
+
+
+def write_lines(path: Path, records: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
+    return path
+
+
+def write_pictures(folder: Path, number: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(number):
+        (folder / f"{index}.png").write_bytes(png(index))
+
+
+def caption_parquet(folder: Path) -> Path:
+    features = Features({"image": Image(), "text": Value("string")})
+    rows = [{"image": {"bytes": png(i), "path": None}, "text": f"picture {i}"} for i in range(3)]
+    Dataset.from_list(rows, features=features).to_parquet(folder / "pairs.parquet")
+    return folder / "pairs.parquet"
+
+
+def caption_bytes(folder: Path) -> Path:
+    rows = [{"png": png(i), "caption": f"picture {i}"} for i in range(3)]
+    Dataset.from_list(rows).to_parquet(folder / "bytes.parquet")
+    return folder / "bytes.parquet"
+
+
+def caption_lines(folder: Path) -> Path:
+    write_pictures(folder / "images", 3)
+    return write_lines(
+        folder / "pairs.jsonl", [{"image": f"images/{i}.png", "caption": f"picture {i}"} for i in range(3)]
+    )
+
+
+def caption_csv(folder: Path) -> Path:
+    write_pictures(folder, 3)
+    (folder / "pairs.csv").write_text("image,caption\n" + "".join(f"{i}.png,picture {i}\n" for i in range(3)))
+    return folder / "pairs.csv"
+
+
+def caption_tar(folder: Path, text: str = "txt") -> Path:
+    with tarfile.open(folder / "pairs-000.tar", "w") as tar:
+        for index in range(3):
+            caption = f"picture {index}"
+            caption = json.dumps({"caption": caption, "width": 30}) if text == "json" else caption + "\n"
+            for extension, data in (("png", png(index)), (text, caption.encode())):
+                info = tarfile.TarInfo(f"{index:05d}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return folder / "pairs-000.tar"
+
+
+def caption_tar_json(folder: Path) -> Path:
+    return caption_tar(folder, "json")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "write", [caption_parquet, caption_bytes, caption_lines, caption_csv, caption_tar, caption_tar_json]
+)
+def test_pairs_are_read_from_every_format(write, streaming, tmp_path):
+    path = write(tmp_path)
+    found = read(path, "caption", streaming=streaming)
+    assert isinstance(found, IterableDataset if streaming else Dataset)
+    assert documents(path, "caption", streaming=streaming) == [[i, f"picture {i}"] for i in range(3)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_interleaved_documents_keep_their_order(streaming, tmp_path):
+    features = Features({"images": List(Image()), "texts": List(Value("string"))})
+    rows = [
+        {"images": [None, {"bytes": png(4), "path": None}, None], "texts": ["one", None, "two"]},
+        {"images": [{"bytes": png(7), "path": None}, None], "texts": [None, "three"]},
+    ]
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "obelics.parquet")
+    assert documents(tmp_path / "obelics.parquet", "obelics", streaming=streaming) == [["one", 4, "two"], [7, "three"]]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_own_layout_goes_through_parquet_and_back(streaming, tmp_path):
+    written = [
+        Document("interleaved", ("see <image>", ImagePart(png(1)), "and", ImagePart(png(2))), "a"),
+        Document("caption", (ImagePart(png(3)), "three"), "b"),
+        Document("text", ("words", " and words"), "c"),
+    ]
+    image = Features({"text": Value("string"), "image": Image()})
+    features = Features({"kind": Value("string"), "name": Value("string"), "parts": List(image)})
+    Dataset.from_list([to_record(document) for document in written], features=features).to_parquet(
+        tmp_path / "d.parquet"
+    )
+    records = read(tmp_path / "d.parquet", "documents", streaming=streaming)
+    assert [LAYOUTS["documents"](record) for record in records] == written
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["llava.json", "llava.jsonl"])
+def test_llava_of_mixed_types_is_read(name, streaming, tmp_path):
+    """As in LLaVA's own mixture: ids are numbers or strings, images one, several or none."""
+    write_pictures(tmp_path / "coco", 3)
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "This."}]
+    rows = [
+        {"id": "a", "image": "coco/0.png", "conversations": turns},
+        {
+            "id": 2,
+            "image": ["coco/1.png", "coco/2.png"],
+            "conversations": [{**turns[0], "value": "<image> or <image>"}],
+        },
+        {
+            "id": 3,
+            "conversations": [{"from": "human", "value": "Write <image>."}, {"from": "gpt", "value": "<image>"}],
+        },
+    ]
+    write = json.dumps(rows) if name.endswith("json") else "\n".join(map(json.dumps, rows))
+    (tmp_path / name).write_text(write)
+    expected = [[0, "This."], [1, " or ", 2], ["Write <image>.\n<image>"]]
+    assert documents(tmp_path / name, "llava", streaming=streaming) == expected
+
+
+def test_mmc4_with_downloaded_and_with_missing_files(tmp_path):
+    write_pictures(tmp_path, 1)
+    info = [
+        {"image_name": "0.png", "raw_url": "http://a/0.png", "matched_text_index": 1},
+        {"image_name": "1.png", "raw_url": "http://a/1.png", "matched_text_index": 1},
+    ]
+    path = write_lines(tmp_path / "docs.jsonl", [{"text_list": ["A.", "B.", "C."], "image_info": info}])
+    (record,) = read(path, "mmc4")
+    parts = LAYOUTS["mmc4"](record).parts
+    assert parts == ("A.", ImagePart(str(tmp_path / "0.png")), ImagePart("http://a/1.png"), "B. C.")
+
+
+def test_plain_text_is_a_document_for_each_file(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "b.txt").write_text("three <image>\n")
+    assert documents(tmp_path, "text") == [["one\n\ntwo\n"], ["three <image>\n"]]
+    assert documents(tmp_path / "a.txt", "text", sample_by="paragraph") == [["one"], ["two\n"]]
+
+
+def test_a_folder_s_files_belong_to_the_splits_that_they_name(tmp_path):
+    for name in ("train-0", "train-1", "test", "notes"):
+        write_lines(tmp_path / f"{name}.jsonl", [{"text": name}])
+    # Pictures and notes beside data are no data.
+    write_pictures(tmp_path / "images-of-train", 3)
+    (tmp_path / "README.txt").write_text("read me")
+    assert documents(tmp_path, "text") == [["train-0"], ["train-1"]]
+    assert documents(tmp_path, "text", split="test") == [["test"]]
+    assert documents(str(tmp_path / "train-*.jsonl"), "text", streaming=True) == [["train-0"], ["train-1"]]
+    assert documents(tmp_path, "text", split="train[1:]") == [["train-1"]]
+    with pytest.raises(ValueError, match="has no split 'validation'; its files give test, train"):
+        read(tmp_path, "text", split="validation")
+
+
+def test_paths_are_relative_to_the_files_folder(tmp_path, monkeypatch):
+    path = caption_lines(tmp_path / "data" / "train")
+    monkeypatch.chdir(tmp_path)
+    for given in ("data", "data/train", "data/train/pairs.jsonl", path, "data/**/*.jsonl"):
+        assert documents(given, "caption") == [[i, f"picture {i}"] for i in range(3)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("format", ["parquet", "tar", "jsonl"])
+def test_a_corrupt_image_is_counted_and_its_neighbours_are_read(format, streaming, tmp_path):
+    (tmp_path / "data").mkdir()
+    if format == "parquet":
+        rows = [{"image": {"bytes": png(i)[: 20 if i == 1 else None], "path": None}, "text": "a"} for i in range(3)]
+        features = Features({"image": Image(), "text": Value("string")})
+        Dataset.from_list(rows, features=features).to_parquet(tmp_path / "data" / "p.parquet")
+    elif format == "tar":
+        with tarfile.open(tmp_path / "data" / "p.tar", "w") as tar:
+            for index in range(3):
+                for extension, data in (("png", png(index)[: 20 if index == 1 else None]), ("txt", b"a")):
+                    info = tarfile.TarInfo(f"{index}.{extension}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    else:
+        caption_lines(tmp_path / "data")
+        (tmp_path / "data" / "images" / "1.png").write_bytes(png(1)[:20])
+    drops, widths = Drops(), []
+    for record in read(tmp_path / "data", "caption", streaming=streaming):
+        drops.seen("web")
+        try:
+            widths.append(LAYOUTS["caption"](record, "web").images[0].size()[1])
+        except Unusable as error:
+            drops.drop("web", error)
+    assert widths == [30, 32]
+    assert drops.report() == {"web": {"seen": 3, "dropped": {"corrupt image": 1}, "share": pytest.approx(1 / 3)}}
+    with pytest.raises(ValueError, match=r"Of the 3 records of web .* 1 were left out \(corrupt image 1\)"):
+        drops.end("web")
+
+
+def test_a_stream_s_place_can_be_saved(tmp_path):
+    """As resuming needs it, also behind the reader's own steps."""
+    path = write_lines(tmp_path / "a.jsonl", [{"image": f"{i}.png", "caption": str(i)} for i in range(20)])
+    stream = read(path, "caption", streaming=True)
+    reading = iter(stream)
+    for _ in range(7):
+        next(reading)
+    state = json.loads(json.dumps(stream.state_dict()))
+    again = read(path, "caption", streaming=True)
+    again.load_state_dict(state)
+    assert [record["caption"] for record in again] == [str(i) for i in range(7, 20)]
+
+
+def test_a_list_of_images_is_not_written_twice(tmp_path, cache):
+    features = Features({"images": List(Image()), "texts": List(Value("string"))})
+    noise = io.BytesIO()
+    Pillow.effect_noise((500, 500), 90).save(noise, "PNG")
+    rows = [{"images": [{"bytes": noise.getvalue(), "path": None}, None], "texts": [None, "a"]}] * 5
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "o.parquet")
+    read(tmp_path / "o.parquet", "obelics")
+    cached = sum(file.stat().st_size for file in cache.rglob("*.arrow"))
+    assert 5 * len(noise.getvalue()) < cached < 6 * len(noise.getvalue())
+
+
+def test_the_folder_of_many_records_costs_no_memory(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [{"image": f"{i}.png", "caption": str(i)} for i in range(2500)])
+    dataset = read(path, "caption")
+    assert {record["__folder__"] for record in dataset} == {str(tmp_path)}
+    assert [record["caption"] for record in dataset.shuffle(seed=0).shard(2, 0)] != []
+    assert [record["image"] for record in dataset.to_iterable_dataset(num_shards=2)][2499] == "2499.png"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content", "layout", "message"),
+    [
+        (
+            "a.jsonl",
+            '{"text": "a"}',
+            "captions",
+            "There is no layout 'captions'; choose one of documents, caption, llava",
+        ),
+        ("a.jsonl", "", "text", "has no records in 'train'"),
+        ("a.parquet", None, "text", "has no records in 'train'|corresponds to no data"),
+        ("a.jsonl", '{"text": "a"}\n{"text":', "text", "a.jsonl cannot be read: ArrowInvalid: JSON parse error"),
+        ("a.parquet", "no parquet", "text", "a.parquet cannot be read: .*[Pp]arquet"),
+        ("a.tar", "no tar at all", "caption", "a.tar cannot be read: "),
+        ("a.jsonl", '{"words": "a"}', "text", r"is not of the layout 'text': .* it has the columns \['words'\]"),
+        ("a.png", "", "caption", r"There is no data file at .*; give files of parquet|a.png is no file of parquet"),
+    ],
+)
+def test_bad_data_are_refused_by_what_is_wrong(name, content, layout, message, streaming, tmp_path):
+    if content is None:
+        Dataset.from_dict({"text": []}).to_parquet(tmp_path / name)
+    else:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        list(read(tmp_path / name, layout, streaming=streaming))
+
+
+@pytest.mark.parametrize("path", ["/no/such/place", "none.jsonl", "none/*.tar", "no/such/folder/at/all"])
+def test_missing_files_are_named(path):
+    with pytest.raises(ValueError, match="There is no data file at"):
+        read(path, "text")
+
+
+def test_an_id_is_looked_for_on_the_hub(monkeypatch):
+    asked = []
+
+    def load_dataset_builder(path, **options):
+        asked.append((path, options))
+        raise ConnectionError("no Hub here")
+
+    monkeypatch.setattr("mm1_hf.data.readers.load_dataset_builder", load_dataset_builder)
+    with pytest.raises(ValueError, match="HuggingFaceM4/OBELICS cannot be read: ConnectionError: no Hub here"):
+        read("HuggingFaceM4/OBELICS", "obelics", name="opt_out_docs_removed_2023_07_12")
+    assert asked == [("HuggingFaceM4/OBELICS", {"name": "opt_out_docs_removed_2023_07_12"})]
