@@ -20,8 +20,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
 
+from mm1_hf import MM1ImageProcessor, MM1Processor
 from mm1_hf.data.documents import Document
 from mm1_hf.data.examples import ExampleEncoder
 from mm1_hf.data.packing import pack
@@ -30,8 +32,9 @@ from mm1_hf.quickstart.parts import load_decoder
 
 LENGTH, IMAGE_TOKENS, MAX_IMAGES = 4096, 144, 16
 # As a mixture's lanes read them.
-WINDOW = 256
-RECORDS = 256 * 40
+WINDOW = 512
+RECORDS = 512 * 20
+SENTENCE = "a small brown dog that runs along the beach with a stick in its mouth on a sunny day"
 
 
 def captions(draw: np.random.Generator) -> tuple[list[int], list[int]]:
@@ -96,7 +99,7 @@ def trl(items: list[tuple[int, int]], strategy: str) -> dict[str, float]:
     """TRL packs text alone: the items' lengths without a word about images."""
     rows = datasets.Dataset.from_list([{"input_ids": [1] * length} for length, _ in items])
     start = time.process_time()
-    packed = pack_dataset(rows, LENGTH, strategy, map_kwargs={"batch_size": WINDOW, "load_from_cache_file": False})
+    packed = pack_dataset(rows, LENGTH, strategy, map_kwargs={"load_from_cache_file": False})
     seconds = time.process_time() - start
     used = sum(len(row) for row in packed["input_ids"])
     return {
@@ -109,27 +112,7 @@ def trl(items: list[tuple[int, int]], strategy: str) -> dict[str, float]:
 def tokenizing(lengths: list[int]) -> float:
     """Microseconds to make an example of a document with so many tokens of text."""
     _, tokenizer = load_decoder()
-    words = [
-        "a",
-        "small",
-        "brown",
-        "dog",
-        "that",
-        "runs",
-        "along",
-        "the",
-        "beach",
-        "with",
-        "a",
-        "stick",
-        "in",
-        "its",
-        "mouth",
-        "on",
-        "a",
-        "sunny",
-        "day",
-    ]
+    words = SENTENCE.split()
     draw = random.Random(0)
     documents = [
         Document("text", (" ".join(draw.choices(words, k=max(int(length / 1.05), 1))),), "drawn") for length in lengths
@@ -142,11 +125,15 @@ def tokenizing(lengths: list[int]) -> float:
     return 1e6 * (time.process_time() - start) / len(documents)
 
 
-def _processor(tokenizer):
-    from mm1_hf import MM1ImageProcessor, MM1Processor
-
+def _processor(tokenizer: PreTrainedTokenizerBase) -> MM1Processor:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     return MM1Processor(MM1ImageProcessor(image_splitting="none"), tokenizer)
+
+
+def _hardware() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def main() -> None:
@@ -178,14 +165,17 @@ def main() -> None:
         "share_of_tokenizing": "packing's time over that of making examples of the text, images not counted",
         "python": platform.python_version(),
         **{package: version(package) for package in ("mm1_hf", "trl", "datasets", "tokenizers", "numpy")},
-        "hardware": platform.machine(),
+        "hardware": _hardware(),
         "commit": commit,
         "results": rows,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for row in rows:
-        print(row["source"], row["max_images"], {k: v for k, v in row.items() if isinstance(v, dict)})
+        print(row["source"], f"at most {row['max_images']} images" if row["max_images"] else "")
+        for name, figures in row.items():
+            if isinstance(figures, dict):
+                print(f"    {name:<16}", {figure: round(value, 4) for figure, value in figures.items()})
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def test_broken_images_are_left_out_and_counted_once():
 
 
 def test_too_many_broken_images_stop_the_run():
-    with pytest.raises(ValueError, match="caption.*corrupt image"):
+    with pytest.raises(ValueError, match=r"caption.*corrupt image"):
         take(mixture(broken(200, 100)), 200, workers=2)
 
 

@@ -101,9 +101,7 @@ def test_what_stands_beside_it_in_its_row_does_not_change_an_example(tmp_path):
     """Loss and gradients of the first example of each row through Trainer, with other neighbours on its right."""
     stream = mixture()
     stream.split(0, 1, 6)
-    run = MixtureTrainer(
-        model=tiny_mm1()[0], args=arguments(tmp_path, ignore_data_skip=True), train_dataset=stream
-    )
+    run = MixtureTrainer(model=tiny_mm1()[0], args=arguments(tmp_path, ignore_data_skip=True), train_dataset=stream)
     batch = next(iter(run.get_train_dataloader()))
     assert (batch["segment_ids"].max(dim=1).values > 1).all()
     results = []
@@ -121,7 +119,9 @@ def test_what_stands_beside_it_in_its_row_does_not_change_an_example(tmp_path):
         run.model.zero_grad()
         loss = run.compute_loss(run.model, inputs)
         loss.backward()
-        results.append((loss.detach(), {n: p.grad.clone() for n, p in run.model.named_parameters() if p.grad is not None}))
+        results.append(
+            (loss.detach(), {n: p.grad.clone() for n, p in run.model.named_parameters() if p.grad is not None})
+        )
     (loss, gradients), (other_loss, other_gradients) = results
     torch.testing.assert_close(other_loss, loss, atol=1e-5, rtol=0)
     for name, gradient in gradients.items():

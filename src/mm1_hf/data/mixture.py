@@ -78,7 +78,7 @@ class Mixture(IterableDataset):
         unit: Unit = "rows",
         seed: int = 0,
         lanes: int = 8,
-        window: int = 256,
+        window: int = 512,
         max_dropped_share: float = 0.05,
     ):
         if not sources:

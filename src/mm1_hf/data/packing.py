@@ -59,15 +59,14 @@ def pack(
 
     ```
     """
-    lengths, images = np.asarray(lengths, dtype=np.int64), np.asarray(images, dtype=np.int64)
-    places = int(images.sum()) + 1 if max_images is None else max_images
-    for index, (length, number) in enumerate(zip(lengths.tolist(), images.tolist(), strict=True)):
+    places = sum(images) + 1 if max_images is None else max_images
+    for index, (length, number) in enumerate(zip(lengths, images, strict=True)):
         if length > sequence_length or number > places:
             raise ValueError(
                 f"Item {index} has {length} positions and {number} images, and a row {sequence_length} and {places}; cut or "
                 "leave out what is larger than a row before packing."
             )
-    size = np.maximum(lengths / sequence_length, images / places)
+    size = np.maximum(np.array(lengths) / sequence_length, np.array(images) / places)
     room = np.empty(len(lengths), dtype=np.int64)
     room_for_images = np.empty(len(lengths), dtype=np.int64)
     rows: list[list[int]] = []

@@ -72,7 +72,7 @@ class MixtureTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         state = inputs.pop(STATE_KEY, None)
-        if state is not None:
+        if state is not None and isinstance(self.train_dataset, Mixture):
             self.train_dataset.consumed(state)
         return super()._prepare_inputs(inputs)
 
