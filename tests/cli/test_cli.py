@@ -12,6 +12,7 @@ SURFACE = {
     "quickstart": {"--output", "--steps", "--questions", "--seed"},
     "ask": {"--model", "--image", "question"},
     "plan": {"preset", "--gpus", "--mfu", "--peak-tflops"},
+    "pretrain": {"--config"},
 }
 
 

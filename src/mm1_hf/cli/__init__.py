@@ -32,6 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--peak-tflops", type=float, default=989.0, metavar="N", help="of one GPU in bfloat16 (default: 989, an H100)"
     )
+
+    pretrain = verbs.add_parser("pretrain", help="pre-train a model on a mixture of sources, or go on with a run")
+    pretrain.add_argument("--config", required=True, metavar="FILE", help="the run's settings, YAML or JSON")
     return parser
 
 
@@ -52,6 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from mm1_hf.training.planner import plan
 
             print(plan(**options))
+        elif verb == "pretrain":
+            from mm1_hf.training.pretraining import load_settings, pretrain
+
+            pretrain(load_settings(options["config"]))
     except (ValueError, OSError) as error:
         print(f"mm1 {verb}: {error}", file=sys.stderr)
         return 2

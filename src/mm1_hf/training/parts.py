@@ -6,6 +6,8 @@ from typing import Any
 from torch import nn
 from transformers import Trainer
 
+from mm1_hf.training.streams import MixtureTrainer
+
 
 PARTS = ("encoder", "connector", "decoder")
 
@@ -67,9 +69,9 @@ def _known(parts: Iterable[str]) -> set[str]:
     return set(parts)
 
 
-class MM1Trainer(Trainer):
+class MM1Trainer(MixtureTrainer):
     """
-    `Trainer` whose optimizer has a learning rate for each part.
+    [`MixtureTrainer`] whose optimizer has a learning rate for each part.
 
     Args:
         learning_rates: of the parts that differ from the arguments' `learning_rate`.

@@ -72,7 +72,7 @@ class DataSettings:
     """
 
     mixture: dict[str, float]
-    unit: str
+    unit: Literal["rows", "documents", "tokens"]
     sequence_length: int
     max_images: int | None
     image_splitting: str

@@ -20,7 +20,8 @@ class MixtureTrainer(Trainer):
     `Trainer` that also trains on a [`Mixture`]. Other data sets are read as Trainer reads them.
 
     A checkpoint holds the stream's place after the last batch that was trained on, not after those read ahead, and
-    resuming goes on from there: no example is lost and none is repeated.
+    resuming goes on from there: no example is lost and none is repeated. Beside the loss, the sources' observed shares and
+    the number of records left out are logged, both of this rank.
 
     Raises:
         ValueError: a mixture without `ignore_data_skip`: Trainer would skip once more what the stream has behind it.
@@ -75,6 +76,14 @@ class MixtureTrainer(Trainer):
         if state is not None and isinstance(self.train_dataset, Mixture):
             self.train_dataset.consumed(state)
         return super()._prepare_inputs(inputs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mixture = self.train_dataset
+        if isinstance(mixture, Mixture) and "loss" in logs:
+            logs |= {f"share/{name}": round(share, 4) for name, share in mixture.shares().items()}
+            report = mixture.drops().report()
+            logs |= {f"left_out/{name}": sum(report[name]["dropped"].values()) for name in report}
+        super().log(logs, start_time)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

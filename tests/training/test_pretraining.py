@@ -1,0 +1,142 @@
+"""Pre-training from a file: what it resolves to, what it trains, and what it refuses."""
+
+import json
+
+import datasets
+import pytest
+import torch
+import yaml
+from mixtures import records
+from tiny import tiny_mm1
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from mm1_hf.cli import main
+from mm1_hf.training.pretraining import build_recipe, build_trainer, load_settings
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """Entries of a small run on three sources."""
+    for part in tiny_mm1():
+        part.save_pretrained(tmp_path / "model")
+    sources = {}
+    for kind in ("caption", "interleaved", "text"):
+        datasets.Dataset.from_list(records(kind, 60)).to_parquet(tmp_path / kind / "train.parquet")
+        sources[kind] = {"path": str(tmp_path / kind), "layout": "documents"}
+    return {
+        "model": str(tmp_path / "model"),
+        "output_dir": str(tmp_path / "run"),
+        "sources": sources,
+        "sequence_length": 48,
+        "max_images": 4,
+        "batch_size": 4,
+        "lanes": 2,
+        "window": 16,
+        "arguments": {
+            "max_steps": 3,
+            "logging_steps": 1,
+            "bf16": False,
+            "use_cpu": True,
+            "report_to": "none",
+            "learning_rate": 1e-3,
+            "warmup_steps": 0,
+        },
+    }
+
+
+def write(tmp_path, settings) -> str:
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return str(tmp_path / "settings.yaml")
+
+
+def test_the_command_trains_saves_and_goes_on(settings, tmp_path, capsys):
+    settings |= {"frozen": ["encoder"], "learning_rates": {"connector": 1e-2}}
+    settings["arguments"]["save_steps"] = 2
+    assert main(["pretrain", "--config", write(tmp_path, settings)]) == 0
+    printed = capsys.readouterr().out
+    assert "'interleaved': 0.45" in printed and "batch_size: 4" in printed
+    before, after = (AutoModelForImageTextToText.from_pretrained(tmp_path / name) for name in ("model", "run"))
+    AutoProcessor.from_pretrained(tmp_path / "run")
+    weights = dict(before.named_parameters())
+    same = {name for name, weight in after.named_parameters() if torch.equal(weight, weights[name])}
+    assert {name for name in weights if "vision_tower" in name} <= same
+    assert not [name for name in same if "connector" in name and name.endswith("weight")]
+    history = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3]
+    assert set(history[0]) >= {"share/caption", "share/interleaved", "share/text", "left_out/caption", "grad_norm"}
+    settings["arguments"]["max_steps"] = 5
+    assert main(["pretrain", "--config", write(tmp_path, settings)]) == 0
+    history = json.loads((tmp_path / "run" / "checkpoint-5" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3, 4, 5]
+
+
+def test_what_is_unset_is_the_recipes(settings, tmp_path):
+    for name in ("batch_size", "max_images", "sequence_length"):
+        settings.pop(name)
+    settings["arguments"] = {"use_cpu": True}
+    loaded = load_settings(write(tmp_path, settings))
+    stage = build_recipe(loaded, AutoModelForImageTextToText.from_pretrained(loaded.model))
+    assert (stage.batch_size, stage.data.sequence_length, stage.data.max_images, stage.data.unit) == (
+        512,
+        4096,
+        16,
+        "rows",
+    )
+    assert stage.data.mixture == {"interleaved": 0.45, "caption": 0.45, "text": 0.10}
+    assert stage.arguments["weight_decay"] == 0.1 and stage.arguments["warmup_steps"] == 2000
+
+
+def test_weights_and_continual_settings_take_effect(settings, tmp_path):
+    settings |= {"stage": "continual", "unit": "tokens", "rows_per_device": 2}
+    for source in settings["sources"].values():
+        source["weight"] = 2.0
+    run = build_trainer(load_settings(write(tmp_path, settings)))
+    assert run.args.optim == "adafactor" and run.args.gradient_accumulation_steps == 2
+    assert run.train_dataset.unit == "tokens" and {source.weight for source in run.train_dataset.sources} == {2.0}
+    assert run.processing_class.image_processor.image_splitting == "static"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": "red"}, "unknown entries: colour"),
+        ({"sources": {}}, "sources maps names"),
+        ({"sources": {"a": {"path": "x"}}}, "source a: .*layout"),
+        ({"sources": {"a": "x"}}, "source a holds str"),
+        ({"stage": "sft"}, "pre-training's are"),
+        ({"frozen": ["tail"]}, "no part tail"),
+        ({"batch_size": 5, "rows_per_device": 2}, "does not divide"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, change, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        build_trainer(load_settings(write(tmp_path, settings | change)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"path": "nowhere"}, "nowhere"),
+        ({"layout": "pairs"}, "pairs"),
+        ({"weight": 0}, "weight 0"),
+        ({"weight": -1.0}, "weight -1"),
+    ],
+)
+def test_wrong_sources_are_refused_by_the_command(settings, change, message, tmp_path, capsys):
+    settings["sources"]["caption"] |= change
+    assert main(["pretrain", "--config", write(tmp_path, settings)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_source_without_weight_needs_the_recipes_name(settings, tmp_path):
+    settings["sources"]["pictures"] = settings["sources"].pop("caption")
+    with pytest.raises(ValueError, match="pictures have no weight"):
+        build_trainer(load_settings(write(tmp_path, settings)))
+
+
+def test_a_file_that_is_none(tmp_path, capsys):
+    (tmp_path / "broken.yaml").write_text("a: [", encoding="utf-8")
+    (tmp_path / "list.yaml").write_text("[]", encoding="utf-8")
+    for name, message in (("broken.yaml", "neither YAML"), ("list.yaml", "holds list"), ("none.yaml", "none.yaml")):
+        assert main(["pretrain", "--config", str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err
