@@ -398,8 +398,8 @@ class MM1Config(PreTrainedConfig):
         statistics = (self.pixel_mean, self.pixel_scale)
         if statistics != (None, None) and any(values is None or len(values) != num_channels for values in statistics):
             raise ValueError(
-                f"pixel_mean={self.pixel_mean} and pixel_scale={self.pixel_scale} must both hold {num_channels} numbers, one "
-                "per channel, or both be None: give the image processor's."
+                f"pixel_mean={self.pixel_mean} and pixel_scale={self.pixel_scale} must both hold {num_channels} numbers, "
+                "one per channel, or both be None: give the image processor's."
             )
         # The embeddings' output is a hidden state too.
         num_layers = self.vision_config.num_hidden_layers
