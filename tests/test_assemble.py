@@ -1,5 +1,9 @@
+import copy
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import byte_tokenizer, tiny_decoder, tiny_mm1, tiny_vision
 from transformers import (
     AutoModelForImageTextToText,
@@ -160,6 +164,40 @@ def test_image_statistics_follow_the_encoder(tmp_path):
         tiny_vision(), tiny_decoder(), CONNECTOR, tokenizer=byte_tokenizer(), image_processor=given, verbose=False
     )
     assert processor.image_processor is given
+
+
+def test_the_model_normalises_uint8_tiles_as_the_processor_does(tmp_path):
+    model, processor = tiny_mm1("dinov2")
+    prompt = "<image>what?"
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    given = processor(images=image, text=prompt, return_tensors="pt")
+    levels = processor(images=image, text=prompt, return_tensors="pt", do_rescale=False, do_normalize=False)
+    assert levels["pixel_values"].dtype == torch.uint8
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = model(**given).logits
+        for each in (model, loaded):
+            torch.testing.assert_close(each(**levels).logits, expected, rtol=1e-5, atol=1e-5)
+        # The casts of pipelines and of accelerate leave integers alone.
+        half = copy.deepcopy(model).to(torch.bfloat16)
+        assert torch.equal(half(**levels.to(torch.bfloat16)).logits, half(**given.to(torch.bfloat16)).logits)
+
+
+@pytest.mark.parametrize(
+    ("settings", "mean", "std"),
+    [
+        ({"image_mean": 0.5, "image_std": 0.25}, [0.5] * 3, [0.25] * 3),
+        ({"image_mean": [0.1, 0.2, 0.3], "do_rescale": False, "do_normalize": False}, [0.1, 0.2, 0.3], None),
+        ({"do_normalize": False}, None, None),
+    ],
+)
+def test_the_configuration_takes_the_image_processor_s_statistics(settings, mean, std):
+    given = MM1ImageProcessor(size={"height": 56, "width": 56}, **settings)
+    arguments = {"tokenizer": byte_tokenizer(), "image_processor": given, "verbose": False}
+    config = assemble(tiny_vision(), tiny_decoder(), CONNECTOR, **arguments)[0].config
+    assert config.pixel_mean == mean
+    assert config.pixel_scale == (std or (mean and list(given.image_std)))
 
 
 def test_takes_folders(tmp_path):

@@ -59,7 +59,14 @@ def test_the_connector_takes_its_neighbours_sizes():
 
 @pytest.mark.parametrize("parts", ["dicts", "objects"])
 def test_a_saved_configuration_comes_back_equal(parts, tmp_path):
-    config = mm1(text_config={**TEXT, "num_experts": 4}, z_loss_coef=1e-4, lm_head_bias=True, vision_feature_layer=-2)
+    config = mm1(
+        text_config={**TEXT, "num_experts": 4},
+        z_loss_coef=1e-4,
+        lm_head_bias=True,
+        vision_feature_layer=-2,
+        pixel_mean=[0.5] * 3,
+        pixel_scale=[0.25] * 3,
+    )
     if parts == "objects":
         config = mm1(
             vision_config=CLIPVisionConfig(**{k: v for k, v in VISION.items() if k != "model_type"}),
@@ -124,6 +131,20 @@ def test_an_unknown_connector_is_refused():
 def test_an_image_token_outside_the_vocabulary_is_refused(token):
     with pytest.raises(ValueError, match=f"image_token_id={token}"):
         mm1(image_token_id=token)
+
+
+@pytest.mark.parametrize(
+    "statistics",
+    [
+        {"pixel_mean": [0.5] * 3},
+        {"pixel_scale": [0.5] * 3},
+        {"pixel_mean": [0.5] * 3, "pixel_scale": [0.5]},
+        {"pixel_mean": [], "pixel_scale": []},
+    ],
+)
+def test_image_statistics_hold_one_number_per_channel(statistics):
+    with pytest.raises(ValueError, match=r"pixel_mean=.* and pixel_scale=.* must both hold 3 numbers"):
+        mm1(**statistics)
 
 
 @pytest.mark.parametrize("layer", [-4, 3, 100])

@@ -32,7 +32,8 @@ def raw(tile: int = 32, **settings: object) -> MM1ImageProcessor:
 
 
 def pixel_values(processor: MM1ImageProcessor, images: object, **settings: object) -> torch.Tensor:
-    return processor(images, return_tensors="pt", **settings)["pixel_values"]
+    """In float32, so that differences of levels have a sign."""
+    return processor(images, return_tensors="pt", **settings)["pixel_values"].float()
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:
@@ -72,6 +73,21 @@ def test_resizing_agrees_with_pillow(resample: int, tolerance: int) -> None:
     found = pixel_values(raw(224, image_splitting="none", resample=resample), image)[0]
     expected = as_tensor(image.resize((224, 224), resample))
     assert (found - expected).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("pad_position", ["center", "top_left"])
+@pytest.mark.parametrize(("height", "width"), [(160, 4), (4, 160)])
+def test_tiles_may_be_all_padding(height: int, width: int, pad_position: str) -> None:
+    image, tile = photo(height, width), 32
+    processor = raw(tile, pad_position=pad_position, image_splitting="static", static_grid=3, whole_image_resize="pad")
+    (layout,) = processor.get_layouts([[(height, width)]])[0]
+    canvas = Image.new("RGB", (96, 96), MEAN_COLOUR)
+    resized = image.resize((layout.resized_width, layout.resized_height), Image.Resampling.BICUBIC)
+    free = (96 - resized.width, 96 - resized.height)
+    canvas.paste(resized, (free[0] // 2, free[1] // 2) if pad_position == "center" else (0, 0))
+    found = pixel_values(processor, image)[:9]
+    assert (found - cut(canvas, tile)).abs().max() <= 2
+    assert sum((one == torch.tensor(MEAN_COLOUR).view(3, 1, 1)).all().item() for one in found) == 6
 
 
 def test_an_image_of_the_canvas_size_is_not_resampled() -> None:
@@ -306,7 +322,16 @@ def test_return_types(kind: str | None) -> None:
     expected = torch.Tensor if kind == "pt" else np.ndarray
     assert isinstance(found["pixel_values"], expected)
     assert isinstance(found["num_patches"], expected)
-    assert str(found["pixel_values"].dtype).endswith("float32")
+    assert str(found["pixel_values"].dtype).endswith("uint8")
+    normalised = MM1ImageProcessor(size={"height": 32, "width": 32})(photo(64, 64), return_tensors=kind)
+    assert str(normalised["pixel_values"].dtype).endswith("float32")
+
+
+@pytest.mark.parametrize(("do_rescale", "do_normalize"), [(True, True), (True, False), (False, True), (False, False)])
+def test_tiles_are_uint8_where_their_levels_are_left_alone(do_rescale: bool, do_normalize: bool) -> None:
+    settings = {"do_rescale": do_rescale, "do_normalize": do_normalize}
+    found = raw()(photo(40, 90), return_tensors="pt", **settings)["pixel_values"]
+    assert found.dtype == (torch.float32 if do_rescale or do_normalize else torch.uint8)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from mm1_hf.configuration_mm1 import vision_sizes
-from mm1_hf.vision import build_vision_tower, encode
+from mm1_hf.image_processing_mm1 import MM1ImageProcessor
+from mm1_hf.vision import build_vision_tower, encode, normalize_levels
 
 
 KINDS = ["clip", "siglip", "aimv2", "dinov2", "dinov2-registers", "dinov3"]
@@ -212,3 +213,18 @@ def test_naflex_encoders_are_refused_by_their_fields():
         ValueError, match=r"'siglip2_vision_model' configuration has image_size=None and patch_size=16"
     ):
         vision_sizes(Siglip2VisionConfig())
+
+
+def test_uint8_levels_become_the_image_processor_s_values():
+    mean, std = [0.48, 0.45, 0.40], [0.26, 0.25, 0.27]
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(2, 3, 1, 1)
+    processor = MM1ImageProcessor(
+        size={"height": 16, "width": 16}, image_mean=mean, image_std=std, image_splitting="none"
+    )
+    expected = processor(list(levels), return_tensors="pt")["pixel_values"]
+    assert torch.equal(normalize_levels(levels, mean, std), expected)
+
+
+def test_uint8_levels_without_statistics_are_refused():
+    with pytest.raises(ValueError, match=r"uint8.*Set its pixel_mean and pixel_scale"):
+        normalize_levels(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), None, None)

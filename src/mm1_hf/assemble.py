@@ -5,6 +5,7 @@ import re
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import (
@@ -131,6 +132,7 @@ def assemble(
             image_splitting="none",
         )
         notes.append("images: one tile each; for more, set processor.image_processor.image_splitting")
+    model.config.pixel_mean, model.config.pixel_scale = _level_statistics(image_processor, config.vision_config)
     processor = MM1Processor(image_processor, tokenizer, num_image_tokens=config.connector_config.num_tokens)
     if verbose:
         print("mm1_hf.assemble\n" + "\n".join(f"  {note}" for note in notes))
@@ -155,6 +157,18 @@ def _load_vision(source: Source, image_processor: BaseImageProcessor | None) -> 
         image_processor = BaseImageProcessor(image_mean=mean, image_std=std)
         image_processor.image_mean, image_processor.image_std = mean, std
     return model, image_processor
+
+
+def _level_statistics(
+    image_processor: MM1ImageProcessor, vision_config: PreTrainedConfig
+) -> tuple[list[float] | None, list[float] | None]:
+    """By what the model normalises uint8 tiles; `None` where the processor does otherwise than rescale and normalise."""
+    statistics = (image_processor.image_mean, image_processor.image_std)
+    if None in statistics or image_processor.do_rescale != image_processor.do_normalize:
+        return None, None
+    channels = getattr(vision_config, "num_channels", 3)
+    mean, std = (np.broadcast_to(values, channels).tolist() for values in statistics)
+    return mean, std
 
 
 def _load_text(

@@ -1,6 +1,6 @@
 """Images into flat tiles for MM1, with torch and Pillow alone: torchvision need not be installed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -78,7 +78,9 @@ class MM1ImageProcessor(BaseImageProcessor):
     """Cuts images into tiles of the encoder's size, as MM1 and MM1.5 do (dynamic image splitting).
 
     `pixel_values` is `(total_tiles, channels, tile, tile)` in float32, the tiles of all images of the batch one after
-    the other, in the reading order of their placeholders; nothing is padded to a common number of tiles. A nested
+    the other, in the reading order of their placeholders; nothing is padded to a common number of tiles. With
+    `do_rescale=False` and `do_normalize=False` it is uint8, a quarter of the memory and of the way to the device: MM1
+    normalises such tiles itself, by its configuration's `image_mean` and `image_std`. A nested
     list of images holds one inner list per sample, which may be empty; in a flat list every image is a sample of its
     own. That matters, since an image is split only in a sample of few images.
 
@@ -297,10 +299,20 @@ class MM1ImageProcessor(BaseImageProcessor):
             colour = level.round().clamp(0, 255).to(torch.uint8)
         else:
             colour = _per_channel("pad_value", pad_value, channels).to(torch.uint8)
+        scale, shift = torch.tensor(rescale_factor if do_rescale else 1.0, dtype=torch.float64), torch.zeros(channels)
+        if do_normalize:
+            std = _per_channel("image_std", image_std, channels)
+            scale, shift = scale / std, -mean / std
+        scale, shift = scale.float().view(-1, 1, 1), shift.float().view(-1, 1, 1)
         mode = _INTERPOLATION_MODES[resample] if do_resize else None
         tile = config.tile_size
 
-        pixel_values = torch.empty(sum(layout.num_tiles for layout in layouts), channels, tile, tile)
+        is_float = do_rescale or do_normalize
+        num_tiles = sum(layout.num_tiles for layout in layouts)
+        # By NumPy, which asks for huge pages: torch's memory, new for every batch, would cost more than filling it.
+        pixel_values = torch.from_numpy(
+            np.empty((num_tiles, channels, tile, tile), dtype=np.float32 if is_float else np.uint8)
+        )
         start = 0
         flat = (image for sample in samples for image in sample)
         for index, (image, (height, width, _), layout) in enumerate(zip(flat, shapes, layouts, strict=True)):
@@ -320,19 +332,12 @@ class MM1ImageProcessor(BaseImageProcessor):
                 whole = image_layout(height, width, config, split=False)
                 parts = [whole, layout] if config.overview == "before" else [layout, whole]
             for part in parts:
-                end = start + part.rows * part.cols
-                canvas = _draw_on_canvas(pixels, part, tile, mode, pad_position, colour)
-                tiles = canvas.view(channels, part.rows, tile, part.cols, tile).permute(1, 3, 0, 2, 4)
-                # One pass cuts the tiles and converts them to float.
-                pixel_values[start:end].view(tiles.shape).copy_(tiles)
-                start = end
-
-        if do_normalize:
-            std = _per_channel("image_std", image_std, channels)
-            scale, shift = (rescale_factor if do_rescale else 1.0) / std, -mean / std
-            pixel_values.mul_(scale.float().view(-1, 1, 1)).add_(shift.float().view(-1, 1, 1))
-        elif do_rescale:
-            pixel_values.mul_(rescale_factor)
+                tiles = pixel_values[start : start + part.rows * part.cols]
+                for target in _draw_tiles(tiles, pixels, part, mode, pad_position, colour):
+                    # Tile by tile, while it is in the processor's cache.
+                    if is_float:
+                        target.mul_(scale).add_(shift)
+                start += len(tiles)
 
         data: dict[str, Any] = {"pixel_values": pixel_values.numpy()}
         if return_num_patches or crop_to_patches:
@@ -349,21 +354,35 @@ def _per_channel(name: str, value: float | Sequence[float], channels: int) -> to
     return values.expand(channels)
 
 
-def _draw_on_canvas(
-    pixels: torch.Tensor, layout: ImageLayout, tile: int, mode: str | None, pad_position: str, colour: torch.Tensor
-) -> torch.Tensor:
-    """`pixels` resized and padded to the layout's tiles: `(channels, rows * tile, cols * tile)`, uint8."""
-    size = (layout.resized_height, layout.resized_width)
-    if mode is not None and pixels.shape[1:] != size:
+def _draw_tiles(
+    tiles: torch.Tensor,
+    pixels: torch.Tensor,
+    layout: ImageLayout,
+    mode: str | None,
+    pad_position: str,
+    colour: torch.Tensor,
+) -> Iterator[torch.Tensor]:
+    """Resizes `pixels` to the layout's grid and writes its tiles, padded with `colour`, into `tiles` `(rows * cols,
+    channels, tile, tile)`; gives each as it is written. Its levels of 8 bits are converted on the way."""
+    height, width = layout.resized_height, layout.resized_width
+    if mode is not None and pixels.shape[1:] != (height, width):
         # For 8-bit channels-last input torch has a kernel that agrees with Pillow's resampling, and is faster.
-        pixels = F.interpolate(pixels[None], size=size, mode=mode, antialias=mode != "nearest-exact")[0]
-    height, width = layout.rows * tile, layout.cols * tile
-    if size == (height, width):
-        return pixels
-    top, left = ((height - size[0]) // 2, (width - size[1]) // 2) if pad_position == "center" else (0, 0)
-    canvas = colour.view(-1, 1, 1).repeat(1, height, width)
-    canvas[:, top : top + size[0], left : left + size[1]] = pixels
-    return canvas
+        pixels = F.interpolate(pixels[None], size=(height, width), mode=mode, antialias=mode != "nearest-exact")[0]
+    tile = tiles.shape[-1]
+    top, left = 0, 0
+    if pad_position == "center":
+        top, left = (layout.rows * tile - height) // 2, (layout.cols * tile - width) // 2
+    for index, target in enumerate(tiles):
+        # The tile's corner in the image, outside of it where there is padding.
+        y, x = index // layout.cols * tile - top, index % layout.cols * tile - left
+        y_start, y_end = max(y, 0), min(y + tile, height)
+        x_start, x_end = max(x, 0), min(x + tile, width)
+        if (y_end - y_start, x_end - x_start) != (tile, tile):
+            target.copy_(colour.view(-1, 1, 1))
+        # A narrow image in a square grid leaves tiles of nothing but padding.
+        if y_start < y_end and x_start < x_end:
+            target[:, y_start - y : y_end - y, x_start - x : x_end - x] = pixels[:, y_start:y_end, x_start:x_end]
+        yield target
 
 
 __all__ = ["MM1ImageProcessor", "MM1ImageProcessorKwargs"]

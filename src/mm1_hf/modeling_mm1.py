@@ -36,7 +36,7 @@ from .segments import (
     segment_positions,
     segments_from_positions,
 )
-from .vision import build_vision_tower, encode
+from .vision import build_vision_tower, encode, normalize_levels
 
 
 @dataclass
@@ -112,15 +112,19 @@ class MM1Model(MM1PreTrainedModel):
         Encodes tiles into the decoder's tokens.
 
         Args:
-            pixel_values: `(tiles, 3, height, width)`, any multiple of the patch size.
+            pixel_values:
+                `(tiles, 3, height, width)`, any multiple of the patch size; uint8 tiles are normalised here, by the
+                configuration's `pixel_mean` and `pixel_scale`.
 
         Returns:
             The encoder's output, with the image tokens `(tiles, num_tokens, hidden)` as its `pooler_output`.
 
         Raises:
             ValueError: the tiles are not a square grid of whole patches, or a connector that keeps every patch sees
-                another resolution than the configured one.
+                another resolution than the configured one; uint8 tiles where the configuration has no `pixel_mean`.
         """
+        if pixel_values.dtype == torch.uint8:
+            pixel_values = normalize_levels(pixel_values, self.config.pixel_mean, self.config.pixel_scale)
         with torch.set_grad_enabled(torch.is_grad_enabled() and needs_gradient(self.vision_tower)):
             outputs, patches = encode(
                 self.vision_tower,
@@ -188,7 +192,8 @@ class MM1Model(MM1PreTrainedModel):
         Args:
             input_ids: `(batch, sequence)`, with `num_tokens` image tokens for every tile.
             pixel_values:
-                `(tiles, 3, height, width)` over the whole batch, in the order of their places in the text.
+                `(tiles, 3, height, width)` over the whole batch, in the order of their places in the text; normalised,
+                or uint8.
             attention_mask: `(batch, past + sequence)`, 0 for padding.
             position_ids: `(batch, sequence)`. In training, positions that restart within a row mark segments.
             past_key_values: keys and values of earlier tokens.

@@ -2,6 +2,7 @@
 position embeddings that follow the resolution."""
 
 import inspect
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -86,6 +87,33 @@ def encode(
     if needs_norm:
         features = _final_norm(tower)(features)
     return outputs, features
+
+
+def normalize_levels(
+    pixel_values: torch.Tensor, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> torch.Tensor:
+    """
+    Normalises 8-bit tiles as the image processor does.
+
+    Args:
+        pixel_values: `(tiles, channels, height, width)`, uint8.
+        mean: one number per channel, of levels in 0..1.
+        std: likewise.
+
+    Returns:
+        `(tiles, channels, height, width)` in float32.
+
+    Raises:
+        ValueError: mean and standard deviation are not known.
+    """
+    if mean is None or std is None:
+        raise ValueError(
+            "pixel_values are uint8, and the model's configuration does not say how to normalise them. Set its pixel_mean "
+            "and pixel_scale to the image processor's image_mean and image_std, or leave its do_rescale and do_normalize on."
+        )
+    # Python numbers, unlike tensors made of them, need no copy to the device.
+    channels = zip(pixel_values.unbind(1), mean, std, strict=True)
+    return torch.stack([levels.float() * (1 / 255 / s) - m / s for levels, m, s in channels], dim=1)
 
 
 def _final_norm(tower: PreTrainedModel) -> nn.Module:

@@ -38,22 +38,44 @@ def test_another_answer_is_refused():
 
 
 def test_an_epoch_shows_every_picture_once_with_all_open_questions():
-    batches = list(epoch_batches(TRAIN, pictures_per_batch=4, max_yes_no=3, seed=1))
+    batches = list(epoch_batches(TRAIN, 4, "all", seed=1))
     shown = [picture.image_id for batch in batches for picture, _ in batch]
-    assert sorted(shown) == [picture.image_id for picture in TRAIN]
-    assert shown != sorted(shown)
+    assert len(set(shown)) == len(shown) and shown != sorted(shown)
+    assert set(shown) <= {picture.image_id for picture in TRAIN} and len(shown) > 0.95 * len(TRAIN)
     for batch in batches:
         assert len(batch) == 4
         for picture, questions in batch:
             open_questions = [question for question in picture.questions if question.kind != "yes/no"]
-            yes_no = [question for question in questions if question.kind == "yes/no"]
             assert questions[: len(open_questions)] == open_questions
-            assert len(yes_no) == min(3, len(picture.questions) - len(open_questions))
-            assert set(yes_no) <= set(picture.questions)
+            assert set(questions) <= set(picture.questions)
 
 
-def test_a_picture_without_questions_of_the_kind_is_left_out():
-    batches = list(epoch_batches(TRAIN, pictures_per_batch=8, max_yes_no=0))
+@pytest.mark.parametrize("lesson", ["compare", "all"])
+def test_yes_and_no_say_nothing_by_the_words_alone(lesson):
+    answers = Counter()
+    for batch in epoch_batches(TRAIN, 6, lesson):
+        for _, questions in batch:
+            answers.update(
+                (question.is_negated, question.answer) for question in questions if question.kind == "yes/no"
+            )
+    assert answers[False, "yes"] > 1000
+    assert answers[False, "yes"] == pytest.approx(answers[False, "no"], rel=0.1)
+    assert answers[True, "yes"] == pytest.approx(answers[True, "no"], rel=0.1)
+    assert (answers[True, "no"] > 0) == (lesson == "all")
+
+
+def test_what_a_question_names():
+    picture = next(
+        picture for picture in TRAIN if {"blue", "rectangle"} <= {each.answer for each in picture.questions}
+    )
+    for question in picture.questions:
+        if question.kind == "yes/no":
+            words = set(question.text.rstrip("?").split())
+            assert question.names_what_is_shown == (not words.isdisjoint({"blue", "rectangle"})), question.text
+
+
+def test_a_picture_without_questions_of_the_lesson_is_left_out():
+    batches = list(epoch_batches(TRAIN, 8, "look"))
     assert all(len(batch) == 8 for batch in batches)
     for batch in batches:
         for _, questions in batch:
@@ -63,7 +85,7 @@ def test_a_picture_without_questions_of_the_kind_is_left_out():
 
 
 def test_epochs_repeat_by_seed_and_differ_between_seeds():
-    first, again, other = (list(epoch_batches(TRAIN[:40], seed=seed)) for seed in (5, 5, 6))
+    first, again, other = (list(epoch_batches(TRAIN[:40], 4, "all", seed=seed)) for seed in (5, 5, 6))
     assert first == again
     assert first != other
 

@@ -14,6 +14,7 @@ from mm1_hf.quickstart.parts import package_folder
 
 
 Kind = Literal["shape", "colour", "yes/no"]
+Lesson = Literal["look", "compare", "all"]
 
 _SHAPES = frozenset({"circle", "rectangle", "triangle"})
 _COLOURS = frozenset({"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"})
@@ -26,6 +27,16 @@ class Question:
     text: str
     answer: str
     kind: Kind
+
+    @property
+    def is_negated(self) -> bool:
+        """Whether a yes/no question asks for what is missing."""
+        return not {"no", "not"}.isdisjoint(self.text.split())
+
+    @property
+    def names_what_is_shown(self) -> bool:
+        """Whether a yes/no question names the picture's own shape or colour."""
+        return (self.answer == "yes") != self.is_negated
 
 
 @dataclass(frozen=True)
@@ -76,18 +87,35 @@ def kind_of(answer: str) -> Kind:
 
 
 def epoch_batches(
-    pictures: Sequence[Picture], pictures_per_batch: int = 4, max_yes_no: int = 3, seed: int = 0
+    pictures: Sequence[Picture], pictures_per_batch: int, lesson: Lesson, seed: int = 0
 ) -> Iterator[list[tuple[Picture, list[Question]]]]:
     """
-    One pass over the pictures in random order, in full batches. Each picture brings all its open questions and at most
-    `max_yes_no` of the others, which are many and teach less; a picture that has none of these is left out.
+    One pass over the pictures in random order, in full batches, each picture with its questions of a lesson; one that has
+    none is left out.
+
+    Args:
+        pictures_per_batch: pictures of a batch.
+        lesson:
+            "look" asks what shape and what colour; "compare" whether there is this shape or colour; "all" everything,
+            whether there is none among it. Yes/no questions name what the picture shows as often as what it does not:
+            as they are drawn in the data, four in five name something else, and answering that alone pays.
+        seed: of the order and of the choice.
     """
     draw = random.Random(seed)
     batch = []
     for picture in draw.sample(pictures, len(pictures)):
         open_questions = [question for question in picture.questions if question.kind != "yes/no"]
-        yes_no = [question for question in picture.questions if question.kind == "yes/no"]
-        questions = open_questions + draw.sample(yes_no, min(max_yes_no, len(yes_no)))
+        if lesson == "look":
+            questions = open_questions
+        else:
+            yes_no = [question for question in picture.questions if question.kind == "yes/no"]
+            if lesson == "compare":
+                yes_no = [question for question in yes_no if not question.is_negated]
+                open_questions = draw.sample(open_questions, min(1, len(open_questions)))
+            shown = [question for question in yes_no if question.names_what_is_shown]
+            other = [question for question in yes_no if not question.names_what_is_shown]
+            number = min(len(shown), len(other), 2)
+            questions = open_questions + draw.sample(shown, number) + draw.sample(other, number)
         if questions:
             batch.append((picture, questions))
         if len(batch) == pictures_per_batch:

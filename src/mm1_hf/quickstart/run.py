@@ -18,7 +18,7 @@ from mm1_hf.assemble import assemble, cast_parameters
 from mm1_hf.configuration_mm1 import MM1ConnectorConfig
 from mm1_hf.evaluation.answering import answer
 from mm1_hf.parameters import count_parameters, parameter_table
-from mm1_hf.quickstart.easy_vqa import Picture, Question, epoch_batches, load_split, majority_answers
+from mm1_hf.quickstart.easy_vqa import Lesson, Picture, Question, epoch_batches, load_split, majority_answers
 from mm1_hf.quickstart.parts import load_decoder, load_vision_encoder
 from mm1_hf.quickstart.report import Example, KindAccuracy, QuickstartResults, write_report
 from mm1_hf.quickstart.training import Batch, centre_features, encode_pictures, faster_dtype, train
@@ -32,8 +32,8 @@ _FEATURE_LAYER = -2
 _IMAGE_SIZE = 112
 _CONNECTOR = {"num_tokens": 16, "hidden_size": 512}
 _EXAMPLES = 24
-# Share of the steps that ask open questions only.
-_OPEN_SHARE = 0.4
+# Share of the steps and pictures per batch.
+_LESSONS = {"look": (0.3, 8), "compare": (0.35, 6), "all": (0.35, 4)}
 
 
 def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
@@ -43,7 +43,7 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
 
     Args:
         output: folder for the model and `report.html`.
-        steps: training steps, of 4 pictures each.
+        steps: training steps, of 4 to 8 pictures each.
         questions: held-out questions to measure on, at least.
         seed: of the new connector and of the training's random draws.
 
@@ -111,17 +111,19 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
 
 def _batches(pictures: list[Picture], steps: int, seed: int) -> list[Batch]:
     """
-    One batch per step: first open questions about many pictures, then all kinds about fewer. A yes/no question tells
-    little about a picture to a model that does not see yet; starting with them, it learns to guess before it looks.
+    One batch per step, in lessons: what is there, is this there, and is this not there. A question of a later lesson tells
+    little to a model that has not learned the earlier one; starting with it, the model learns to guess before it looks.
     """
-    opening = int(_OPEN_SHARE * steps)
-    batches = list(islice(_epochs(pictures, seed, pictures_per_batch=8, max_yes_no=0), opening))
-    return batches + list(islice(_epochs(pictures, seed + 1, pictures_per_batch=4, max_yes_no=3), steps - opening))
+    batches = []
+    for index, (lesson, (share, pictures_per_batch)) in enumerate(_LESSONS.items()):
+        number = steps - len(batches) if lesson == "all" else round(share * steps)
+        batches += islice(_epochs(pictures, seed + index, pictures_per_batch, lesson), number)
+    return batches
 
 
-def _epochs(pictures: list[Picture], seed: int, **rule: int) -> Iterator[Batch]:
+def _epochs(pictures: list[Picture], seed: int, pictures_per_batch: int, lesson: Lesson) -> Iterator[Batch]:
     for epoch in count():
-        yield from epoch_batches(pictures, seed=seed + 1000 * epoch, **rule)
+        yield from epoch_batches(pictures, pictures_per_batch, lesson, seed=seed + 1000 * epoch)
 
 
 def _held_out(pictures: list[Picture], questions: int) -> list[tuple[Picture, Question]]:
