@@ -10,7 +10,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## Create .venv with pinned dependencies and the parts of the quickstart
+setup: $(READY)  ## Create .venv with pinned dependencies and the parts of the quickstart and examples
 
 $(READY): pyproject.toml constraints.txt parts.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mm1_hf needs Python 3.11 or newer; set PYTHON=...")'

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,16 @@ def image_size(source: Any) -> tuple[int, int]:
         if image.format == "PNG" and not _names_an_orientation(image.fp):
             return image.height, image.width
         return _upright_size(image)
+
+
+def image_bytes(source: Any) -> bytes:
+    """The bytes of the file that [`open_image`] opens, with its errors; those of a picture are a PNG's."""
+    if isinstance(source, Image.Image):
+        file = BytesIO()
+        source.save(file, "PNG")
+        return file.getvalue()
+    opened = _source(source)
+    return opened.getvalue() if isinstance(opened, BytesIO) else Path(opened).read_bytes()
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

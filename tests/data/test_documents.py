@@ -61,6 +61,7 @@ def test_the_size_is_that_of_the_picture_upright(name, form, tmp_path):
     expected = (60, 40) if "turned" in name else (40, 60)
     assert part.size() == expected
     assert part.load().size == expected[::-1]
+    assert form == "picture" or part.read() == data
     # The processor reads a part as it reads the file.
     assert fetch_images(part.load()).tobytes() == fetch_images(data).tobytes()
 
@@ -86,7 +87,8 @@ def test_the_size_is_read_without_the_pixels(monkeypatch):
     ],
 )
 def test_what_is_no_picture_is_unusable_by_a_reason(source, reason):
-    for method in (ImagePart(source).size, ImagePart(source).load):
+    methods = [ImagePart(source).size, ImagePart(source).load]
+    for method in methods + ([ImagePart(source).read] if reason == "missing file" else []):
         with pytest.raises(Unusable) as caught:
             method()
         assert caught.value.reason == reason

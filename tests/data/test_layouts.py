@@ -39,10 +39,10 @@ def test_the_own_layout_is_what_it_writes(found, is_caption):
     assert LAYOUTS["documents"]({"parts": short, "kind": kind}, "here") == document
 
 
-def test_a_picture_is_not_written():
-    document = Document("caption", (ImagePart(Image.new("RGB", (2, 2))), "a"), "page 3")
-    with pytest.raises(ValueError, match=r"^page 3: an image is a picture in memory"):
-        to_record(document)
+def test_a_picture_becomes_a_file():
+    picture = Image.effect_noise((9, 7), 50)
+    (part,) = to_record(Document("caption", (ImagePart(picture),), "here"))["parts"]
+    assert ImagePart(part["image"]["bytes"]).load().tobytes() == picture.tobytes()
 
 
 @given(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from PIL import Image
 from transformers.utils import logging
 
-from mm1_hf.image_inputs import fetch_url, image_size, open_image
+from mm1_hf.image_inputs import fetch_url, image_bytes, image_size, open_image
 
 
 logger = logging.get_logger(__name__)
@@ -70,6 +70,16 @@ class ImagePart:
             image = open_image(self._content)
             image.load()
             return image
+
+    def read(self) -> bytes:
+        """
+        The file's bytes; those of a picture are a PNG's.
+
+        Raises:
+            Unusable: `"missing file"` or `"corrupt image"`.
+        """
+        with _unusable(self.source):
+            return image_bytes(self._content)
 
     @cached_property
     def _content(self) -> bytes | str | Image.Image:

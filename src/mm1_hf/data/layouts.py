@@ -47,24 +47,15 @@ def documents(record: Record, name: str = "") -> Document:
 
 
 def to_record(document: Document) -> dict[str, Any]:
-    """
-    A document in the layout `documents`. Pictures cannot be written: give their files' bytes.
-
-    Raises:
-        ValueError: an image of the document is a picture.
-    """
+    """A document in the layout `documents`. Pictures become PNG files."""
     parts = []
     for part in document.parts:
         if isinstance(part, str):
             parts.append({"text": part, "image": None})
-        elif isinstance(part.source, Image.Image):
-            raise ValueError(
-                f"{document.name}: an image is a picture in memory; give its file's bytes, a path or a URL."
-            )
+        elif isinstance(part.source, str):
+            parts.append({"text": None, "image": {"bytes": None, "path": part.source}})
         else:
-            is_bytes = isinstance(part.source, bytes)
-            image = {"bytes": part.source if is_bytes else None, "path": None if is_bytes else part.source}
-            parts.append({"text": None, "image": image})
+            parts.append({"text": None, "image": {"bytes": part.read(), "path": None}})
     return {"kind": document.kind, "name": document.name, "parts": parts}
 
 

@@ -5,7 +5,7 @@ import os
 import re
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 from datasets import (
@@ -62,9 +62,10 @@ def read(
     if layout not in LAYOUTS:
         raise ValueError(f"There is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
     files = _local_files(os.fspath(path_or_id))
-    folder = None
+    folder: str | None = None
+    dataset: Dataset | IterableDataset | None = None
     if files is not None:
-        name = re.match(r"\w*", split).group()  # ty: ignore[unresolved-attribute]
+        name = split.partition("[")[0]
         if name not in files:
             raise ValueError(f"{path_or_id} has no split {name!r}; its files give {', '.join(files)}.")
         folder = os.path.commonpath([os.path.dirname(file) for file in files[name]])
@@ -73,8 +74,10 @@ def read(
             options = {"sample_by": "document"} | options
     try:
         builder = load_dataset_builder(os.fspath(path_or_id) if folder is None else folder, **options)
-        dataset = _stream(builder, split) if streaming else None
-        dataset = _table(builder, split) if dataset is None else dataset
+        if streaming:
+            dataset = _stream(builder, split)
+        if dataset is None:
+            dataset = _table(builder, split)
         first = list(islice(dataset, 10))
     # What datasets raises for an empty file.
     except (StopIteration, IndexError):
@@ -82,7 +85,7 @@ def read(
     except Exception as error:
         cause = error.__cause__ or error
         raise ValueError(f"{path_or_id} cannot be read: {type(cause).__name__}: {cause}") from error
-    if not first:
+    if dataset is None or not first:
         raise ValueError(f"{path_or_id} has no records in {split!r}.")
     _try_layout(first, layout, str(path_or_id))
     if streaming and isinstance(dataset, Dataset):
@@ -126,9 +129,7 @@ def _format(file: str) -> str | None:
 
 
 def _stream(builder: DatasetBuilder, split: str) -> IterableDataset | None:
-    dataset = builder.as_streaming_dataset(split)
-    if not isinstance(dataset, IterableDataset):
-        raise ValueError(f"there is no split {split!r}")
+    dataset = cast(IterableDataset, builder.as_streaming_dataset(split))
     if dataset.features is None:
         # JSON that is one list cannot be read in pieces, and of values of several types datasets would give the JSON.
         return None
@@ -139,7 +140,7 @@ def _table(builder: DatasetBuilder, split: str) -> Dataset:
     builder.download_and_prepare()
     # Not by a cast afterwards, which writes lists of images once more.
     builder.info.features = _undecoded(builder.info.features)
-    return builder.as_dataset(split)
+    return cast(Dataset, builder.as_dataset(split))
 
 
 def _undecoded(feature: Any) -> Any:
@@ -167,8 +168,8 @@ def _try_layout(records: list[dict[str, Any]], layout: str, name: str) -> None:
 
 def _with_folder(dataset: Dataset | IterableDataset, folder: str) -> Dataset | IterableDataset:
     if isinstance(dataset, IterableDataset):
-        features = Features(dict(dataset.features) | {FOLDER: Value("string")})
-        return dataset.map(_add_folder, fn_kwargs={"folder": folder}, features=features)
+        features = cast(Features, dataset.features) | {FOLDER: Value("string")}
+        return dataset.map(_add_folder, fn_kwargs={"folder": folder}, features=Features(features))
     # One chunk, many times: the folder costs no memory for each record.
     chunk = pa.array([folder] * 1000)
     whole, rest = divmod(len(dataset), 1000)
