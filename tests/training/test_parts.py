@@ -2,8 +2,9 @@ import pytest
 import torch
 from tiny import tiny_mm1
 
-from mm1_hf.training.parts import PARTS, MM1Trainer, freeze, parameter_groups
+from mm1_hf.training.parts import PARTS, freeze, parameter_groups
 from mm1_hf.training.recipes import recipe
+from mm1_hf.training.trainer import MM1Trainer
 
 
 def names(model, group):

@@ -4,9 +4,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
-from transformers import Trainer
-
-from mm1_hf.training.streams import MixtureTrainer
 
 
 PARTS = ("encoder", "connector", "decoder")
@@ -67,24 +64,3 @@ def _known(parts: Iterable[str]) -> set[str]:
     if unknown:
         raise ValueError(f"There is no part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}.")
     return set(parts)
-
-
-class MM1Trainer(MixtureTrainer):
-    """
-    [`MixtureTrainer`] whose optimizer has a learning rate for each part.
-
-    Args:
-        learning_rates: of the parts that differ from the arguments' `learning_rate`.
-    """
-
-    def __init__(self, *args: Any, learning_rates: Mapping[str, float] | None = None, **kwargs: Any):
-        self.learning_rates = learning_rates
-        super().__init__(*args, **kwargs)
-
-    def get_optimizer_cls_and_kwargs(self, args, model=None):
-        optimizer, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        # Trainer takes groups from here in place of its own; only now is the model sharded.
-        groups = parameter_groups(
-            self.model if model is None else model, args.learning_rate, args.weight_decay, self.learning_rates
-        )
-        return optimizer, {**kwargs, "params": groups}

@@ -13,9 +13,10 @@ from transformers.utils import logging
 from mm1_hf.data.examples import ExampleEncoder
 from mm1_hf.data.mixture import Mixture, Source, Unit
 from mm1_hf.data.readers import read
-from mm1_hf.training.parts import MM1Trainer, freeze
+from mm1_hf.training.parts import freeze
 from mm1_hf.training.recipes import Recipe, Stage, recipe
 from mm1_hf.training.streams import last_complete_checkpoint
+from mm1_hf.training.trainer import MM1Trainer
 
 
 logger = logging.get_logger(__name__)

@@ -1,0 +1,30 @@
+"""transformers' `Trainer` with what MM1's training needs beside it, added through its own hooks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import Trainer
+
+from mm1_hf.training.parts import parameter_groups
+from mm1_hf.training.streams import MixtureTrainer
+
+
+class MM1Trainer(MixtureTrainer):
+    """
+    [`MixtureTrainer`] whose optimizer has a learning rate for each part.
+
+    Args:
+        learning_rates: of the parts that differ from the arguments' `learning_rate`.
+    """
+
+    def __init__(self, *args: Any, learning_rates: Mapping[str, float] | None = None, **kwargs: Any):
+        self.learning_rates = learning_rates
+        super().__init__(*args, **kwargs)
+
+    def get_optimizer_cls_and_kwargs(self, args, model=None):
+        optimizer, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        # Trainer takes groups from here in place of its own; only now is the model sharded.
+        groups = parameter_groups(
+            self.model if model is None else model, args.learning_rate, args.weight_decay, self.learning_rates
+        )
+        return optimizer, {**kwargs, "params": groups}
