@@ -24,7 +24,7 @@ class MM1Trainer(MixtureTrainer):
     def get_optimizer_cls_and_kwargs(self, args, model=None):
         optimizer, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
         # Trainer takes groups from here in place of its own; only now is the model sharded.
-        groups = parameter_groups(
-            self.model if model is None else model, args.learning_rate, args.weight_decay, self.learning_rates
-        )
+        model = self.model if model is None else model
+        assert model is not None
+        groups = parameter_groups(model, args.learning_rate, args.weight_decay, self.learning_rates)
         return optimizer, {**kwargs, "params": groups}
