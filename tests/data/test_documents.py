@@ -3,7 +3,9 @@ import http.server
 import json
 import logging
 import pickle
+import random
 import threading
+from contextlib import nullcontext
 from io import BytesIO
 
 import pytest
@@ -174,15 +176,36 @@ def test_what_is_left_out_is_counted_by_source_and_reason(caplog):
 @pytest.mark.parametrize(
     ("outcomes", "stopped"),
     [
-        # Early bad luck is not judged before the hundredth record, and then at once.
-        ([*["corrupt image"] * 6, *[None] * 200], 99),
-        ([*["corrupt image"] * 5, *[None] * 200], 205),
-        # Ten of two hundred are 5 %, the eleventh is more.
-        ([*[None] * 190, *["no text"] * 20], 200),
+        # Four standard deviations of 5 % of a hundred are 8.7: thirteen may be bad luck, fourteen are not, which is judged
+        # at the hundredth record.
+        ([*["corrupt image"] * 14, *[None] * 200], 99),
+        ([*["corrupt image"] * 13, *[None] * 200], 213),
+        # Of two hundred they are 12.3: the twenty-third.
+        ([*[None] * 178, *["no text"] * 50], 200),
+        # Of ten thousand 87: a share of 6 % is too much there.
+        ([*[None] * 47, *["no text"] * 3] * 200, None),
+        ([*[None] * 48, *["no text"] * 2] * 200, 10_000),
     ],
 )
 def test_too_many_stop_the_run(outcomes, stopped):
-    assert read(Drops(), outcomes) == stopped
+    found = read(Drops(), outcomes)
+    assert found == stopped if stopped is not None else 5000 < found < 10_000
+
+
+def test_the_end_of_a_source_is_judged_exactly():
+    for number, is_stopped in ((10, False), (11, True)):
+        drops = Drops()
+        assert read(drops, [*[None] * (200 - number), *["no text"] * number]) == 200
+        with pytest.raises(ValueError, match="Of the 200 records") if is_stopped else nullcontext():
+            drops.end("web")
+
+
+def test_many_readers_do_not_stop_over_bad_luck():
+    """A thousand readers of a source, 3 % of whose records are broken."""
+    draw = random.Random(0)
+    for _ in range(1000):
+        outcomes = ["corrupt image" if draw.random() < 0.03 else None for _ in range(200)]
+        assert read(Drops(), outcomes) == 200
 
 
 def test_the_limit_is_a_share():
@@ -211,6 +234,6 @@ def test_workers_counts_add_up_and_survive_json(records, data):
 def test_merged_counts_are_judged():
     workers = [Drops(), Drops()]
     for drops in workers:
-        assert read(drops, [*[None] * 60, *["no text"] * 5]) == 65
-    with pytest.raises(ValueError, match="Of the 130 records of web read so far, 10 were left out"):
+        assert read(drops, [*[None] * 60, *["no text"] * 12]) == 72
+    with pytest.raises(ValueError, match="Of the 144 records of web read so far, 24 were left out"):
         workers[0].merge(workers[1])

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -204,3 +206,18 @@ def test_any_record_is_a_document_or_unusable(layout, record):
         return
     assert any(isinstance(part, str) and part.strip() for part in document.parts)
     assert (document.kind == "text") == (not document.images)
+
+
+@given(RECORDS.filter(lambda record: "__line__" not in record), st.sampled_from(list(LAYOUTS)))
+def test_a_line_of_json_is_its_record(record, layout):
+    """With bytes left out, of which JSON has none."""
+    line = json.dumps(record, default=lambda _: "bytes")
+
+    def outcome(record: dict) -> Document | tuple:
+        try:
+            return LAYOUTS[layout](record, "here")
+        except Unusable as error:
+            return error.args
+
+    folder = {"__folder__": "/data"}
+    assert outcome({"__line__": line, **folder}) == outcome({**json.loads(line), **folder})

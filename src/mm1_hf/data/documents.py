@@ -2,6 +2,7 @@
 What pre-training reads: captions, interleaved documents and plain text in one form, and the count of what cannot be read.
 """
 
+import math
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -125,6 +126,9 @@ class Drops:
     Counts the records that are left out, by source and reason, and stops where they are too many. The first record of each
     reason is logged as a warning.
 
+    While a source is read, its share has to be above the limit by four standard deviations: many readers with a few records
+    each would otherwise stop a run over bad luck. At its end the limit is exact.
+
     Args:
         max_share: of a source's records that may be left out.
         min_seen: records of a source before it is judged, unless it ends earlier.
@@ -172,7 +176,7 @@ class Drops:
         Raises:
             ValueError: too many of them were left out.
         """
-        self._judge(source)
+        self._judge(source, deviations=0)
 
     def merge(self, other: "Drops") -> None:
         """
@@ -213,8 +217,9 @@ class Drops:
     def _share(self, source: str) -> float:
         return sum(self._dropped.get(source, {}).values()) / max(self._seen[source], 1)
 
-    def _judge(self, source: str) -> None:
-        if self._share(source) <= self.max_share:
+    def _judge(self, source: str, deviations: int = 4) -> None:
+        chance = deviations * math.sqrt(self.max_share * (1 - self.max_share) / max(self._seen[source], 1))
+        if self._share(source) <= self.max_share + chance:
             return
         counts = ", ".join(f"{reason} {number}" for reason, number in self._dropped[source].most_common())
         reason = self._dropped[source].most_common(1)[0][0]

@@ -4,13 +4,16 @@ The layouts that data sets come in, record by record to a [`Document`].
 Every layout is a function of a record and of where it comes from. It raises [`Unusable`] for a record that it cannot read.
 Only where a layout has a place for an image does an image stand there: `<image>` written in a text stays text.
 
-A relative path is one from the folder under the record's key `__folder__`, which [`~mm1_hf.data.readers.read`] sets.
+Two keys are [`~mm1_hf.data.readers.read`]'s: relative paths are from the folder under `__folder__`, and `__line__` is a line
+of JSON that holds the record.
 """
 
+import functools
+import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, get_args
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, get_args
 
 from PIL import Image
 
@@ -18,9 +21,16 @@ from mm1_hf.data.documents import Document, DocumentKind, ImagePart, Unusable
 
 
 Record = Mapping[str, Any]
-Layout = Callable[[Record, str], Document]
+
+
+class Layout(Protocol):
+    """A record, and where it comes from, to a document."""
+
+    def __call__(self, record: Record, name: str = "") -> Document: ...
+
 
 FOLDER = "__folder__"
+LINE = "__line__"
 WRONG_LAYOUT = "not a record of this layout"
 
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_url", "url")
@@ -28,6 +38,25 @@ _CAPTION_COLUMNS = ("caption", "text", "txt")
 _PLACE = "<image>"
 
 
+def _of_lines(layout: Layout) -> Layout:
+    """The layout, also of records that are still a line of JSON."""
+
+    @functools.wraps(layout)
+    def read(record: Record, name: str = "") -> Document:
+        if LINE in record:
+            try:
+                line = json.loads(record[LINE])
+            except ValueError as error:
+                raise Unusable("corrupt record", f"{name}: {error}: {record[LINE]!r:.100}") from error
+            if not isinstance(line, dict):
+                raise Unusable(WRONG_LAYOUT, f"{name}: a line is {line!r:.100}, not an object")
+            record = line | ({FOLDER: record[FOLDER]} if FOLDER in record else {})
+        return layout(record, name)
+
+    return read
+
+
+@_of_lines
 def documents(record: Record, name: str = "") -> Document:
     """
     The package's own layout, which [`to_record`] writes: `parts`, a list in reading order, of which each has a `text` or an
@@ -59,6 +88,7 @@ def to_record(document: Document) -> dict[str, Any]:
     return {"kind": document.kind, "name": document.name, "parts": parts}
 
 
+@_of_lines
 def caption(record: Record, name: str = "") -> Document:
     """
     A pair, WebDataset's or a table's: the image under `image`, `jpg`, `jpeg`, `png`, `webp`, `image_url` or `url`, and what
@@ -76,6 +106,7 @@ def caption(record: Record, name: str = "") -> Document:
     return _document([_image(image, record, name), _text(text or "", name).strip()], name, "caption")
 
 
+@_of_lines
 def llava(record: Record, name: str = "") -> Document:
     """
     LLaVA's JSON: `conversations`, turns of `{"from": "human" or "gpt", "value": text}`, and `image`, a path or a list of
@@ -110,6 +141,7 @@ def llava(record: Record, name: str = "") -> Document:
     return _document([*parts, line], name)
 
 
+@_of_lines
 def obelics(record: Record, name: str = "") -> Document:
     """
     OBELICS: `images` and `texts`, lists of one length, of which at every place one has something and the other `None`. An
@@ -129,6 +161,7 @@ def obelics(record: Record, name: str = "") -> Document:
     return _document(parts, name)
 
 
+@_of_lines
 def mmc4(record: Record, name: str = "") -> Document:
     """
     MMC4: `text_list`, sentences, and `image_info`, in which `matched_text_index` says before which sentence an image comes.
@@ -164,6 +197,7 @@ def _mmc4_image(info: Record, record: Record, name: str) -> ImagePart:
     return _image(url, record, name)
 
 
+@_of_lines
 def text(record: Record, name: str = "") -> Document:
     """Plain text under `text`; other columns are left out."""
     name = _name(record, name)

@@ -21,12 +21,18 @@ from datasets import (
 )
 
 from mm1_hf.data.documents import Unusable
-from mm1_hf.data.layouts import FOLDER, LAYOUTS, WRONG_LAYOUT
+from mm1_hf.data.layouts import FOLDER, LAYOUTS, LINE, WRONG_LAYOUT
 
 
 # Of a folder with files of several formats, the first of these is read: pictures and notes lie beside data.
 FORMATS = ("parquet", "arrow", "jsonl", "ndjson", "tar", "json", "csv", "tsv", "txt")
 
+# What is not UTF-8 becomes an escape that JSON does not know, and so a broken line.
+_LINES: dict[str, Any] = {
+    "sample_by": "line",
+    "encoding_errors": "backslashreplace",
+    "features": Features({"text": Value("string")}),
+}
 _SPLITS = {
     "train": {"train", "training"},
     "validation": {"validation", "valid", "val", "dev"},
@@ -54,30 +60,37 @@ def read(
 
     Returns:
         The records. Those of local files have their folder (if there are several, the one that holds them all) under
-        `__folder__`, from which layouts take relative paths.
+        `__folder__`, from which layouts take relative paths. Those of JSON lines are whole lines under `__line__`, so that a
+        broken line is a record that its layout refuses, and values of any type may stand beside each other.
 
     Raises:
         ValueError: there is no such layout, file or split, the data cannot be read, are of another layout or empty.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"There is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
-    files = _local_files(os.fspath(path_or_id))
+    source = os.fspath(path_or_id)
+    files = _local_files(source)
     folder: str | None = None
+    kind = None
     dataset: Dataset | IterableDataset | None = None
     if files is not None:
         name = split.partition("[")[0]
         if name not in files:
             raise ValueError(f"{path_or_id} has no split {name!r}; its files give {', '.join(files)}.")
-        folder = os.path.commonpath([os.path.dirname(file) for file in files[name]])
+        source = folder = os.path.commonpath([os.path.dirname(file) for file in files[name]])
         options = {"data_files": files} | options
-        if _format(files[name][0]) == "txt":
+        kind = _format(files[name][0])
+        if kind in ("jsonl", "ndjson"):
+            source, options = "text", _LINES | options
+        elif kind == "txt":
             options = {"sample_by": "document"} | options
     try:
-        builder = load_dataset_builder(os.fspath(path_or_id) if folder is None else folder, **options)
-        if streaming:
-            dataset = _stream(builder, split)
-        if dataset is None:
-            dataset = _table(builder, split)
+        builder = load_dataset_builder(source, **options)
+        if folder is not None:
+            # Those of an earlier reading, from the cache, would give a stream steps that its saved place does not know.
+            builder.info.features = options.get("features")
+        # JSON that is one list cannot be read in pieces.
+        dataset = _stream(builder, split) if streaming and kind != "json" else _table(builder, split)
         first = list(islice(dataset, 10))
     # What datasets raises for an empty file.
     except (StopIteration, IndexError):
@@ -87,6 +100,9 @@ def read(
         raise ValueError(f"{path_or_id} cannot be read: {type(cause).__name__}: {cause}") from error
     if dataset is None or not first:
         raise ValueError(f"{path_or_id} has no records in {split!r}.")
+    if kind in ("jsonl", "ndjson"):
+        dataset = dataset.rename_column("text", LINE)
+        first = [{LINE: record["text"]} for record in first]
     _try_layout(first, layout, str(path_or_id))
     if streaming and isinstance(dataset, Dataset):
         dataset = dataset.to_iterable_dataset()
@@ -113,6 +129,8 @@ def _local_files(path: str) -> dict[str, list[str]] | None:
         raise ValueError(f"There is no data file at {path}; give files of {', '.join(FORMATS)}.")
     if unknown := [file for file in found if _format(file) is None]:
         raise ValueError(f"{unknown[0]} is no file of {', '.join(FORMATS)}.")
+    if len(formats := {str(_format(file)) for file in found}) > 1:
+        raise ValueError(f"{path} matches files of several formats: {', '.join(sorted(formats))}. Name one.")
     splits: dict[str, list[str]] = {}
     for file in map(os.path.abspath, found):
         words = set(re.split(r"[^a-z]+", os.path.relpath(file, root or ".").lower()))
@@ -128,12 +146,11 @@ def _format(file: str) -> str | None:
     return match[1] if match and match[1] in FORMATS else None
 
 
-def _stream(builder: DatasetBuilder, split: str) -> IterableDataset | None:
+def _stream(builder: DatasetBuilder, split: str) -> IterableDataset:
     dataset = cast(IterableDataset, builder.as_streaming_dataset(split))
-    if dataset.features is None:
-        # JSON that is one list cannot be read in pieces, and of values of several types datasets would give the JSON.
-        return None
-    return dataset.cast(_undecoded(dataset.features))
+    # Unknown for formats that hold no images.
+    undecoded = _undecoded(dataset.features)
+    return dataset if undecoded == dataset.features else dataset.cast(undecoded)
 
 
 def _table(builder: DatasetBuilder, split: str) -> Dataset:
@@ -168,8 +185,8 @@ def _try_layout(records: list[dict[str, Any]], layout: str, name: str) -> None:
 
 def _with_folder(dataset: Dataset | IterableDataset, folder: str) -> Dataset | IterableDataset:
     if isinstance(dataset, IterableDataset):
-        features = cast(Features, dataset.features) | {FOLDER: Value("string")}
-        return dataset.map(_add_folder, fn_kwargs={"folder": folder}, features=Features(features))
+        features = None if dataset.features is None else Features(dataset.features | {FOLDER: Value("string")})
+        return dataset.map(_add_folder, fn_kwargs={"folder": folder}, features=features)
     # One chunk, many times: the folder costs no memory for each record.
     chunk = pa.array([folder] * 1000)
     whole, rest = divmod(len(dataset), 1000)
