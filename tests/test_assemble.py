@@ -196,8 +196,8 @@ def test_the_configuration_takes_the_image_processor_s_statistics(settings, mean
     given = MM1ImageProcessor(size={"height": 56, "width": 56}, **settings)
     arguments = {"tokenizer": byte_tokenizer(), "image_processor": given, "verbose": False}
     config = assemble(tiny_vision(), tiny_decoder(), CONNECTOR, **arguments)[0].config
-    assert config.image_mean == mean
-    assert config.image_std == (std or (mean and list(given.image_std)))
+    assert config.pixel_mean == mean
+    assert config.pixel_scale == (std or (mean and list(given.image_std)))
 
 
 def test_takes_folders(tmp_path):

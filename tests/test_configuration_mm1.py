@@ -64,8 +64,8 @@ def test_a_saved_configuration_comes_back_equal(parts, tmp_path):
         z_loss_coef=1e-4,
         lm_head_bias=True,
         vision_feature_layer=-2,
-        image_mean=[0.5] * 3,
-        image_std=[0.25] * 3,
+        pixel_mean=[0.5] * 3,
+        pixel_scale=[0.25] * 3,
     )
     if parts == "objects":
         config = mm1(
@@ -136,14 +136,14 @@ def test_an_image_token_outside_the_vocabulary_is_refused(token):
 @pytest.mark.parametrize(
     "statistics",
     [
-        {"image_mean": [0.5] * 3},
-        {"image_std": [0.5] * 3},
-        {"image_mean": [0.5] * 3, "image_std": [0.5]},
-        {"image_mean": [], "image_std": []},
+        {"pixel_mean": [0.5] * 3},
+        {"pixel_scale": [0.5] * 3},
+        {"pixel_mean": [0.5] * 3, "pixel_scale": [0.5]},
+        {"pixel_mean": [], "pixel_scale": []},
     ],
 )
 def test_image_statistics_hold_one_number_per_channel(statistics):
-    with pytest.raises(ValueError, match=r"image_mean=.* and image_std=.* must both hold 3 numbers"):
+    with pytest.raises(ValueError, match=r"pixel_mean=.* and pixel_scale=.* must both hold 3 numbers"):
         mm1(**statistics)
 
 

@@ -226,5 +226,5 @@ def test_uint8_levels_become_the_image_processor_s_values():
 
 
 def test_uint8_levels_without_statistics_are_refused():
-    with pytest.raises(ValueError, match=r"uint8.*Set its image_mean and image_std"):
+    with pytest.raises(ValueError, match=r"uint8.*Set its pixel_mean and pixel_scale"):
         normalize_levels(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), None, None)

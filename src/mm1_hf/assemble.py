@@ -132,7 +132,7 @@ def assemble(
             image_splitting="none",
         )
         notes.append("images: one tile each; for more, set processor.image_processor.image_splitting")
-    model.config.image_mean, model.config.image_std = _level_statistics(image_processor, config.vision_config)
+    model.config.pixel_mean, model.config.pixel_scale = _level_statistics(image_processor, config.vision_config)
     processor = MM1Processor(image_processor, tokenizer, num_image_tokens=config.connector_config.num_tokens)
     if verbose:
         print("mm1_hf.assemble\n" + "\n".join(f"  {note}" for note in notes))

@@ -315,13 +315,13 @@ class MM1Config(PreTrainedConfig):
             Weight of the softmax z-loss `mean(logsumexp(logits) ** 2)` (MM1 uses one for its 30B model).
         lm_head_bias (`bool`, defaults to `False`): whether the decoder's head has a bias, as Phi's has.
         tie_word_embeddings (`bool`, *optional*): unset, as the decoder's configuration says.
-        image_mean (`list[float]`, *optional*):
+        pixel_mean (`list[float]`, *optional*):
             Mean of each channel, of levels in 0..1, by which the model normalises tiles that come as uint8; those in
             floating point come normalised. [`mm1_hf.assemble`] takes it from the image processor.
-        image_std (`list[float]`, *optional*): standard deviation of each channel, likewise.
+        pixel_scale (`list[float]`, *optional*): standard deviation of each channel, likewise.
 
     Raises:
-        ValueError: parts that do not fit each other; one of `image_mean` and `image_std` without the other, or not one
+        ValueError: parts that do not fit each other; one of `pixel_mean` and `pixel_scale` without the other, or not one
             number per channel.
 
     Example:
@@ -367,8 +367,8 @@ class MM1Config(PreTrainedConfig):
     z_loss_coef: float = 0.0
     lm_head_bias: bool = False
     tie_word_embeddings: bool | None = None
-    image_mean: list[float | int] | None = None
-    image_std: list[float | int] | None = None
+    pixel_mean: list[float | int] | None = None
+    pixel_scale: list[float | int] | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -395,11 +395,11 @@ class MM1Config(PreTrainedConfig):
                 "id below that, or a text_config with a larger vocab_size (mm1_hf.assemble does both)."
             )
         num_channels = getattr(self.vision_config, "num_channels", 3)
-        statistics = (self.image_mean, self.image_std)
+        statistics = (self.pixel_mean, self.pixel_scale)
         if statistics != (None, None) and any(values is None or len(values) != num_channels for values in statistics):
             raise ValueError(
-                f"image_mean={self.image_mean} and image_std={self.image_std} must both hold {num_channels} numbers, one "
-                "per channel, or both be None: give the image processor's."
+                f"pixel_mean={self.pixel_mean} and pixel_scale={self.pixel_scale} must both hold {num_channels} numbers, "
+                "one per channel, or both be None: give the image processor's."
             )
         # The embeddings' output is a hidden state too.
         num_layers = self.vision_config.num_hidden_layers

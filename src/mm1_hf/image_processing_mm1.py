@@ -80,9 +80,10 @@ class MM1ImageProcessor(BaseImageProcessor):
     `pixel_values` is `(total_tiles, channels, tile, tile)` in float32, the tiles of all images of the batch one after
     the other, in the reading order of their placeholders; nothing is padded to a common number of tiles. With
     `do_rescale=False` and `do_normalize=False` it is uint8, a quarter of the memory and of the way to the device: MM1
-    normalises such tiles itself, by its configuration's `image_mean` and `image_std`. A nested
-    list of images holds one inner list per sample, which may be empty; in a flat list every image is a sample of its
-    own. That matters, since an image is split only in a sample of few images.
+    normalises such tiles itself, by its configuration's `pixel_mean` and `pixel_scale`.
+
+    A nested list of images holds one inner list per sample, which may be empty; in a flat list every image is a sample
+    of its own. That matters, since an image is split only in a sample of few images.
 
     Images are resized as 8-bit pixels. Float images must lie in 0..1 and are first brought to 8 bits by rounding
     `255 * x`. Transparency is laid over white, as transformers does. With `do_resize=False` nothing is split and every

@@ -114,17 +114,17 @@ class MM1Model(MM1PreTrainedModel):
         Args:
             pixel_values:
                 `(tiles, 3, height, width)`, any multiple of the patch size; uint8 tiles are normalised here, by the
-                configuration's `image_mean` and `image_std`.
+                configuration's `pixel_mean` and `pixel_scale`.
 
         Returns:
             The encoder's output, with the image tokens `(tiles, num_tokens, hidden)` as its `pooler_output`.
 
         Raises:
             ValueError: the tiles are not a square grid of whole patches, or a connector that keeps every patch sees
-                another resolution than the configured one; uint8 tiles where the configuration has no `image_mean`.
+                another resolution than the configured one; uint8 tiles where the configuration has no `pixel_mean`.
         """
         if pixel_values.dtype == torch.uint8:
-            pixel_values = normalize_levels(pixel_values, self.config.image_mean, self.config.image_std)
+            pixel_values = normalize_levels(pixel_values, self.config.pixel_mean, self.config.pixel_scale)
         with torch.set_grad_enabled(torch.is_grad_enabled() and needs_gradient(self.vision_tower)):
             outputs, patches = encode(
                 self.vision_tower,

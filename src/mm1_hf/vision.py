@@ -108,8 +108,8 @@ def normalize_levels(
     """
     if mean is None or std is None:
         raise ValueError(
-            "pixel_values are uint8, and the model's configuration does not say how to normalise them. Set its "
-            "image_mean and image_std to the image processor's, or leave the processor's do_rescale and do_normalize on."
+            "pixel_values are uint8, and the model's configuration does not say how to normalise them. Set its pixel_mean "
+            "and pixel_scale to the image processor's image_mean and image_std, or leave its do_rescale and do_normalize on."
         )
     # Python numbers, unlike tensors made of them, need no copy to the device.
     channels = zip(pixel_values.unbind(1), mean, std, strict=True)
