@@ -367,8 +367,11 @@ def _draw_tiles(
     channels, tile, tile)`; gives each as it is written. Its levels of 8 bits are converted on the way."""
     height, width = layout.resized_height, layout.resized_width
     if mode is not None and pixels.shape[1:] != (height, width):
-        # For 8-bit channels-last input torch has a kernel that agrees with Pillow's resampling, and is faster.
-        pixels = F.interpolate(pixels[None], size=(height, width), mode=mode, antialias=mode != "nearest-exact")[0]
+        # For 8-bit channels-last input torch has a kernel that agrees with Pillow's resampling, and is faster. The batch
+        # of one is made before the channels come first: by its stride the kernel decides to leave them last, too, which
+        # takes half the time.
+        batch = pixels.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+        pixels = F.interpolate(batch, size=(height, width), mode=mode, antialias=mode != "nearest-exact")[0]
     tile = tiles.shape[-1]
     top, left = 0, 0
     if pad_position == "center":
@@ -382,7 +385,9 @@ def _draw_tiles(
             target.copy_(colour.view(-1, 1, 1))
         # A narrow image in a square grid leaves tiles of nothing but padding.
         if y_start < y_end and x_start < x_end:
-            target[:, y_start - y : y_end - y, x_start - x : x_end - x] = pixels[:, y_start:y_end, x_start:x_end]
+            # NumPy brings the channels first, and levels to float, faster than torch.
+            part = target.numpy()[:, y_start - y : y_end - y, x_start - x : x_end - x]
+            part[...] = pixels[:, y_start:y_end, x_start:x_end].numpy()
         yield target
 
 
