@@ -144,6 +144,20 @@ def test_the_configured_features_are_used(top):
 
 
 @pytest.mark.parametrize("vision", ["clip", "siglip", "aimv2", "dinov2"])
+def test_layers_behind_the_feature_layer_are_not_built(vision, tmp_path):
+    model = build(vision=vision, top={"vision_feature_layer": -2}).train()
+    batch = mixed_batch()
+    model(**batch, labels=labels_of(batch["input_ids"])).loss.backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    model.save_pretrained(tmp_path)
+    again, loading = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    assert again.config.vision_feature_layer == -2 and again.config.vision_config.num_hidden_layers == 3
+    same_weights(model, again)
+    close(again(**batch).logits, model.eval()(**batch).logits)
+
+
+@pytest.mark.parametrize("vision", ["clip", "siglip", "aimv2", "dinov2"])
 @pytest.mark.parametrize("connector", ["c_abstractor", "average", "attention"])
 def test_twice_the_resolution_gives_as_many_tokens(vision, connector):
     model = build(vision=vision, connector={"connector_type": connector, "num_attention_heads": 4})

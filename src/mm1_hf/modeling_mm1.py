@@ -98,7 +98,9 @@ class MM1Model(MM1PreTrainedModel):
 
     def __init__(self, config: MM1Config):
         super().__init__(config)
-        self.vision_tower = build_vision_tower(config.vision_config, config.vision_feature_norm)
+        self.vision_tower = build_vision_tower(
+            config.vision_config, config.vision_feature_layer, config.vision_feature_norm
+        )
         self.connector = build_connector(config.connector_config)
         self.language_model = build_decoder(config.text_config)
         self.post_init()
@@ -125,7 +127,6 @@ class MM1Model(MM1PreTrainedModel):
             outputs, patches = encode(
                 self.vision_tower,
                 pixel_values,
-                layer=self.config.vision_feature_layer,
                 final_norm=self.config.vision_feature_norm,
                 **kwargs,
             )
