@@ -24,6 +24,7 @@ from .modeling_mm1_text import (
     MM1CausalLMOutput,
     MM1TextModel,
     NextTokenHeadMixin,
+    require_loss_in_the_logits,
     resolve_skip_logits,
     router_token_mask,
     warn_of_lost_router_losses,
@@ -391,7 +392,8 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
             kwargs: also `shift_labels`, `(batch, sequence)`, labels already moved one place to the left.
 
         Raises:
-            ValueError: as [`MM1Model.forward`], or `skip_logits` without labels.
+            ValueError: as [`MM1Model.forward`], `skip_logits` without labels, or a trainer that computes the loss itself
+                (label smoothing) where the configuration adds to it.
         """
         # Not in the signature, because Trainer's evaluation asks for every argument that is called labels.
         shift_labels = kwargs.pop("shift_labels", None)
@@ -407,7 +409,12 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
             kwargs["use_expert_capacity"] = use_expert_capacity
         if output_router_logits is None:
             output_router_logits = getattr(text_config, "output_router_logits", False)
-        need_router = num_experts(text_config) > 0 and (output_router_logits or targets is not None)
+        is_sparse = num_experts(text_config) > 0
+        if self.training and targets is None and num_items_in_batch is not None:
+            require_loss_in_the_logits(
+                self.config.z_loss_coef, text_config if is_sparse else None, output_router_logits
+            )
+        need_router = is_sparse and (output_router_logits or targets is not None)
         if need_router:
             kwargs["output_router_logits"] = True
         outputs = self.model(
