@@ -1,6 +1,7 @@
 """MM1: an image encoder, a connector and a decoder (MM1, section 3; MM1.5, section 3)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -115,7 +116,7 @@ class MM1Model(MM1PreTrainedModel):
         Encodes tiles into the decoder's tokens.
 
         Args:
-            pixel_values: `(tiles, 3, height, width)`, any multiple of the patch size.
+            pixel_values: `(tiles, 3, height, width)`, any multiple of the patch size; also of no tiles.
 
         Returns:
             The encoder's output, with the image tokens `(tiles, num_tokens, hidden)` as its `pooler_output`.
@@ -124,6 +125,11 @@ class MM1Model(MM1PreTrainedModel):
             ValueError: the tiles are not a square grid of whole patches, or a connector that keeps every patch sees
                 another resolution than the configured one.
         """
+        connector_config = self.config.connector_config
+        if pixel_values.shape[0] == 0:
+            # Not every encoder can take no tiles at all.
+            shape = (0, connector_config.num_tokens, connector_config.text_hidden_size)
+            return BaseModelOutputWithPooling(pooler_output=pixel_values.new_zeros(shape, dtype=self.dtype))
         with torch.set_grad_enabled(torch.is_grad_enabled() and needs_gradient(self.vision_tower)):
             outputs, patches = encode(
                 self.vision_tower,
@@ -132,10 +138,10 @@ class MM1Model(MM1PreTrainedModel):
                 **kwargs,
             )
         tokens = self.connector(patches)
-        if tokens.shape[1] != self.config.connector_config.num_tokens:
+        if tokens.shape[1] != connector_config.num_tokens:
             raise ValueError(
-                f"The {self.config.connector_config.connector_type} connector keeps one token per patch: these tiles gave "
-                f"{tokens.shape[1]}, while the model is configured for {self.config.connector_config.num_tokens}. Use "
+                f"The {connector_config.connector_type} connector keeps one token per patch: these tiles gave "
+                f"{tokens.shape[1]}, while the model is configured for {connector_config.num_tokens}. Use "
                 f"tiles of {self.config.vision_config.image_size} pixels, or a connector that reduces."
             )
         return BaseModelOutputWithPooling(
@@ -190,7 +196,8 @@ class MM1Model(MM1PreTrainedModel):
         Args:
             input_ids: `(batch, sequence)`, with `num_tokens` image tokens for every tile.
             pixel_values:
-                `(tiles, 3, height, width)` over the whole batch, in the order of their places in the text.
+                `(tiles, 3, height, width)` over the whole batch, in the order of their places in the text. No tiles are
+                as good as none.
             attention_mask: `(batch, past + sequence)`, 0 for padding.
             position_ids: `(batch, sequence)`. In training, positions that restart within a row mark segments.
             past_key_values: keys and values of earlier tokens.
@@ -217,6 +224,8 @@ class MM1Model(MM1PreTrainedModel):
                 "per GPU instead: torchrun or accelerate launch."
             )
 
+        if pixel_values is not None and pixel_values.shape[0] == 0:
+            pixel_values = None
         is_prefill = begins_rows(past_key_values)
         num_features = 0
         if pixel_values is not None:
@@ -341,6 +350,12 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
     ) -> BaseModelOutputWithPooling:
         """See [`MM1Model.get_image_features`]."""
         return self.model.get_image_features(pixel_values, **kwargs)
+
+    def generate(self, *args: Any, pixel_values: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """As transformers' own, which would encode no tiles, or `None`, before it sees that there are no images."""
+        if pixel_values is not None and pixel_values.shape[0] > 0:
+            kwargs["pixel_values"] = pixel_values
+        return super().generate(*args, **kwargs)
 
     def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """What the decoder's own model with a head does after it: Cohere and Falcon-H1 multiply, Granite divides, Gemma 2
