@@ -57,7 +57,6 @@ def centre_patches(model, processor, pictures: list[bytes]) -> None:
     patches = encode(
         model.model.vision_tower,
         pixels,
-        layer=model.config.vision_feature_layer,
         final_norm=model.config.vision_feature_norm,
     )[1]
     model.model.connector.position_embedding.sub_(patches.mean((0, 1)))

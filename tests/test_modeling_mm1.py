@@ -144,6 +144,20 @@ def test_the_configured_features_are_used(top):
 
 
 @pytest.mark.parametrize("vision", ["clip", "siglip", "aimv2", "dinov2"])
+def test_layers_behind_the_feature_layer_are_not_built(vision, tmp_path):
+    model = build(vision=vision, top={"vision_feature_layer": -2}).train()
+    batch = mixed_batch()
+    model(**batch, labels=labels_of(batch["input_ids"])).loss.backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    model.save_pretrained(tmp_path)
+    again, loading = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    assert again.config.vision_feature_layer == -2 and again.config.vision_config.num_hidden_layers == 3
+    same_weights(model, again)
+    close(again(**batch).logits, model.eval()(**batch).logits)
+
+
+@pytest.mark.parametrize("vision", ["clip", "siglip", "aimv2", "dinov2"])
 @pytest.mark.parametrize("connector", ["c_abstractor", "average", "attention"])
 def test_twice_the_resolution_gives_as_many_tokens(vision, connector):
     model = build(vision=vision, connector={"connector_type": connector, "num_attention_heads": 4})
@@ -173,6 +187,19 @@ def test_numbers_of_tokens_and_features_must_agree(input_ids, images, tokens, fe
     message = f"^Image features and image tokens do not match, tokens: {tokens}, features: {features}"
     with pytest.raises(ValueError, match=message):
         model(**batch)
+
+
+@pytest.mark.parametrize("vision", ["clip", "siglip", "aimv2", "dinov2", "dinov2-registers"])
+def test_no_tiles_are_as_good_as_none(vision):
+    """What a collator leaves of a batch of text alone if it joins the tiles of all rows."""
+    model = build(vision=vision)
+    ids, empty = row(6), tiles(1)[:0]
+    assert torch.equal(model(ids, empty).logits, model(ids).logits)
+    assert model.get_image_features(empty).pooler_output.shape == (0, TOKENS, 32)
+    for settings in ({}, {"num_beams": 2}):
+        assert torch.equal(answer(model, ids, empty, **settings), answer(model, ids, **settings))
+    with pytest.raises(ValueError, match="tokens: 4, features: 0"):
+        model(row(2, 0, 3), empty)
 
 
 def test_embeddings_in_place_of_tokens():
@@ -323,18 +350,20 @@ def test_data_parallel_replicas_are_refused():
         replica(**mixed_batch())
 
 
-def test_a_rank_without_images_trains_with_the_others(tmp_path):
-    """Its gradients of the encoder and connector are 0, so the average is half of the other rank's."""
+def test_ranks_without_images_train_with_the_others(tmp_path):
+    """Their gradients of the encoder and connector are 0, so the average is a third of the first rank's."""
     model = build(**SPARSE)
     model.save_pretrained(tmp_path)
-    ids = [row(2, 0, 3), row(9)]
+    ids = [row(2, 0, 3), row(9), row(7)]
     batches = [{"input_ids": each, "labels": labels_of(each)} for each in ids]
     batches[0]["pixel_values"] = tiles(1)
-    first, second = run_ranks(gradients_of_one_rank, tmp_path, str(tmp_path), batches)
+    batches[2]["pixel_values"] = tiles(0)
+    first, *others = run_ranks(gradients_of_one_rank, tmp_path, str(tmp_path), batches, world_size=3)
     for batch in batches:
-        (model.train()(**batch).loss / 2).backward()
+        (model.train()(**batch).loss / 3).backward()
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(first[name], second[name], atol=0, rtol=0)
+        for other in others:
+            torch.testing.assert_close(first[name], other[name], atol=0, rtol=0)
         torch.testing.assert_close(first[name], parameter.grad, atol=1e-5, rtol=1e-4)
 
 
@@ -452,9 +481,7 @@ def test_segments_refuse_a_filled_cache_and_generation():
 
 def answer(model, input_ids, pixel_values=None, **kwargs) -> torch.Tensor:
     kwargs = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, **kwargs}
-    # Left out where there is none, as the processor does: transformers hands a None on to the encoder.
-    images = {} if pixel_values is None else {"pixel_values": pixel_values}
-    output = model.generate(input_ids=input_ids, **images, **kwargs)
+    output = model.generate(input_ids=input_ids, pixel_values=pixel_values, **kwargs)
     return output[:, input_ids.shape[1] :]
 
 

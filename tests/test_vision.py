@@ -64,8 +64,8 @@ def source(kind: str):
     return model.eval()
 
 
-def tower_of(model, final_norm: bool):
-    tower = build_vision_tower(copy.deepcopy(model.config), final_norm).eval()
+def tower_of(model, final_norm: bool, layer: int = -1):
+    tower = build_vision_tower(copy.deepcopy(model.config), layer, final_norm).eval()
     missing, _ = tower.load_state_dict(model.state_dict(), strict=False)
     assert not missing
     return tower
@@ -101,7 +101,7 @@ def test_features_are_the_encoder_s_own_patches(kind, layer, final_norm):
     if final_norm:
         expected = getattr(model, FINAL_NORM[kind])(expected)
     expected = expected[:, PREFIX[kind] :]
-    _, features = encode(tower_of(model, final_norm), tiles(), layer, final_norm)
+    _, features = encode(tower_of(model, final_norm, layer), tiles(), final_norm)
     assert features.shape == (2, 16, 32)
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
 
@@ -112,7 +112,7 @@ def test_other_resolutions_are_the_encoder_s_own_interpolation(kind, side):
     model = source(kind)
     flag = {} if kind.startswith("dino") else {"interpolate_pos_encoding": True}
     expected = layer_outputs(model, tiles(side), **flag)[-1][:, PREFIX[kind] :]
-    _, features = encode(tower_of(model, False), tiles(side), -1, False)
+    _, features = encode(tower_of(model, False), tiles(side), False)
     assert features.shape == (2, (side // 14) ** 2, 32)
     torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
 
@@ -126,7 +126,7 @@ def test_aimv2_follows_the_resolution_though_its_own_class_does_not():
     expected = model.embeddings.rms_norm(patches) + positions
     tower = tower_of(model, False)
     torch.testing.assert_close(tower.embeddings(tiles(112)), expected, atol=1e-5, rtol=1e-5)
-    _, features = encode(tower, tiles(112), -1, False)
+    _, features = encode(tower, tiles(112), False)
     hidden = expected
     for layer in next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList)):
         hidden = layer(hidden, None)
@@ -146,19 +146,35 @@ def test_position_embeddings_are_interpolated_in_float32(kind):
 
     interpolate, F.interpolate = F.interpolate, record
     try:
-        _, features = encode(tower, tiles(112), -1, False)
+        _, features = encode(tower, tiles(112), False)
     finally:
         F.interpolate = interpolate
     assert added == [torch.float32]
     assert features.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_embeddings_may_be_the_features(kind):
+    model = source(kind)
+    seen = []
+    layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+    layers[0].register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args or (kwargs["hidden_states"],))[0]), with_kwargs=True
+    )
+    model(tiles())
+    for layer in (0, -4):
+        tower = tower_of(model, False, layer)
+        assert not next(m for m in tower.modules() if isinstance(m, torch.nn.ModuleList))
+        torch.testing.assert_close(encode(tower, tiles(), False)[1], seen[0][:, PREFIX[kind] :])
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 0, 2])
 @pytest.mark.parametrize("final_norm", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_weight_gets_a_gradient(kind, final_norm):
+def test_every_weight_gets_a_gradient(kind, final_norm, layer):
     """Data-parallel training refuses weights that no loss reaches."""
-    tower = tower_of(source(kind), final_norm).train()
-    encode(tower, tiles(), -1, final_norm)[1].square().sum().backward()
+    tower = tower_of(source(kind), final_norm, layer).train()
+    encode(tower, tiles(), final_norm)[1].square().sum().backward()
     assert not [name for name, parameter in tower.named_parameters() if parameter.grad is None]
 
 
@@ -174,17 +190,17 @@ def test_a_tower_survives_copy_and_pickle(kind):
     for again in (copy.deepcopy(tower), pickle.loads(pickle.dumps(tower))):
         torch.nn.init.zeros_(tower.embeddings.position_embedding.weight)
         # Its own weights, not the original's.
-        _, changed = encode(tower, tiles(112), -1, False)
-        _, features = encode(again, tiles(112), -1, False)
+        _, changed = encode(tower, tiles(112), False)
+        _, features = encode(again, tiles(112), False)
         assert not torch.equal(changed, features)
         tower = tower_of(source(kind), False)
-        assert torch.equal(encode(tower, tiles(112), -1, False)[1], features)
+        assert torch.equal(encode(tower, tiles(112), False)[1], features)
 
 
 @pytest.mark.parametrize("shape", [(57, 57), (56, 70), (60, 60)])
 def test_tiles_that_are_no_square_of_whole_patches_are_refused(shape):
     with pytest.raises(ValueError, match=f"14 x 14 patches; got tiles of {shape[0]} x {shape[1]}"):
-        encode(tower_of(source("clip"), False), torch.zeros(1, 3, *shape), -1, False)
+        encode(tower_of(source("clip"), False), torch.zeros(1, 3, *shape), False)
 
 
 def test_the_encoder_s_own_resolution_is_taken_though_patches_do_not_fill_it():
@@ -195,16 +211,16 @@ def test_the_encoder_s_own_resolution_is_taken_though_patches_do_not_fill_it():
     torch.manual_seed(0)
     model = AutoModel.from_config(config).eval()
     expected = layer_outputs(model, tiles(60))[-1]
-    _, features = encode(tower_of(model, False), tiles(60), -1, False)
+    _, features = encode(tower_of(model, False), tiles(60), False)
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_sizes_may_be_pairs():
     model = source("dinov2")
     tower = tower_of(model, False)
-    expected = encode(tower, tiles(), -1, False)[1]
+    expected = encode(tower, tiles(), False)[1]
     tower.config.patch_size = [14, 14]
-    assert torch.equal(encode(tower, tiles(), -1, False)[1], expected)
+    assert torch.equal(encode(tower, tiles(), False)[1], expected)
 
 
 def test_naflex_encoders_are_refused_by_their_fields():

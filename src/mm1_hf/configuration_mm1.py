@@ -308,8 +308,8 @@ class MM1Config(PreTrainedConfig):
         connector_config (`dict` or [`MM1ConnectorConfig`], *optional*): see there.
         image_token_id (`int`, defaults to 32000): the token that holds an image's place in the text.
         vision_feature_layer (`int`, defaults to -1):
-            Which of the encoder's hidden states feeds the connector; -1 is the last layer's. The paper does not say
-            which it took.
+            Which of the encoder's hidden states feeds the connector; -1 is the last layer's. The layers behind it are not
+            built. The paper does not say which it took.
         vision_feature_norm (`bool`, defaults to `False`): whether the encoder's final norm is applied to it.
         z_loss_coef (`float`, defaults to 0.0):
             Weight of the softmax z-loss `mean(logsumexp(logits) ** 2)` (MM1 uses one for its 30B model).

@@ -1,6 +1,7 @@
 """MM1: an image encoder, a connector and a decoder (MM1, section 3; MM1.5, section 3)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from .modeling_mm1_text import (
     MM1CausalLMOutput,
     MM1TextModel,
     NextTokenHeadMixin,
+    require_loss_in_the_logits,
     resolve_skip_logits,
     router_token_mask,
     warn_of_lost_router_losses,
@@ -98,7 +100,9 @@ class MM1Model(MM1PreTrainedModel):
 
     def __init__(self, config: MM1Config):
         super().__init__(config)
-        self.vision_tower = build_vision_tower(config.vision_config, config.vision_feature_norm)
+        self.vision_tower = build_vision_tower(
+            config.vision_config, config.vision_feature_layer, config.vision_feature_norm
+        )
         self.connector = build_connector(config.connector_config)
         self.language_model = build_decoder(config.text_config)
         self.post_init()
@@ -113,8 +117,8 @@ class MM1Model(MM1PreTrainedModel):
 
         Args:
             pixel_values:
-                `(tiles, 3, height, width)`, any multiple of the patch size; uint8 tiles are normalised here, by the
-                configuration's `pixel_mean` and `pixel_scale`.
+                `(tiles, 3, height, width)`, any multiple of the patch size, also of no tiles; uint8 tiles are normalised
+                here, by the configuration's `pixel_mean` and `pixel_scale`.
 
         Returns:
             The encoder's output, with the image tokens `(tiles, num_tokens, hidden)` as its `pooler_output`.
@@ -123,21 +127,25 @@ class MM1Model(MM1PreTrainedModel):
             ValueError: the tiles are not a square grid of whole patches, or a connector that keeps every patch sees
                 another resolution than the configured one; uint8 tiles where the configuration has no `pixel_mean`.
         """
+        connector_config = self.config.connector_config
+        if pixel_values.shape[0] == 0:
+            # Not every encoder can take no tiles at all.
+            shape = (0, connector_config.num_tokens, connector_config.text_hidden_size)
+            return BaseModelOutputWithPooling(pooler_output=pixel_values.new_zeros(shape, dtype=self.dtype))
         if pixel_values.dtype == torch.uint8:
             pixel_values = normalize_levels(pixel_values, self.config.pixel_mean, self.config.pixel_scale)
         with torch.set_grad_enabled(torch.is_grad_enabled() and needs_gradient(self.vision_tower)):
             outputs, patches = encode(
                 self.vision_tower,
                 pixel_values,
-                layer=self.config.vision_feature_layer,
                 final_norm=self.config.vision_feature_norm,
                 **kwargs,
             )
         tokens = self.connector(patches)
-        if tokens.shape[1] != self.config.connector_config.num_tokens:
+        if tokens.shape[1] != connector_config.num_tokens:
             raise ValueError(
-                f"The {self.config.connector_config.connector_type} connector keeps one token per patch: these tiles gave "
-                f"{tokens.shape[1]}, while the model is configured for {self.config.connector_config.num_tokens}. Use "
+                f"The {connector_config.connector_type} connector keeps one token per patch: these tiles gave "
+                f"{tokens.shape[1]}, while the model is configured for {connector_config.num_tokens}. Use "
                 f"tiles of {self.config.vision_config.image_size} pixels, or a connector that reduces."
             )
         return BaseModelOutputWithPooling(
@@ -193,7 +201,7 @@ class MM1Model(MM1PreTrainedModel):
             input_ids: `(batch, sequence)`, with `num_tokens` image tokens for every tile.
             pixel_values:
                 `(tiles, 3, height, width)` over the whole batch, in the order of their places in the text; normalised,
-                or uint8.
+                or uint8. No tiles are as good as none.
             attention_mask: `(batch, past + sequence)`, 0 for padding.
             position_ids: `(batch, sequence)`. In training, positions that restart within a row mark segments.
             past_key_values: keys and values of earlier tokens.
@@ -220,6 +228,8 @@ class MM1Model(MM1PreTrainedModel):
                 "per GPU instead: torchrun or accelerate launch."
             )
 
+        if pixel_values is not None and pixel_values.shape[0] == 0:
+            pixel_values = None
         is_prefill = begins_rows(past_key_values)
         num_features = 0
         if pixel_values is not None:
@@ -345,6 +355,12 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
         """See [`MM1Model.get_image_features`]."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
+    def generate(self, *args: Any, pixel_values: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """As transformers' own, which would encode no tiles, or `None`, before it sees that there are no images."""
+        if pixel_values is not None and pixel_values.shape[0] > 0:
+            kwargs["pixel_values"] = pixel_values
+        return super().generate(*args, **kwargs)
+
     def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """What the decoder's own model with a head does after it: Cohere and Falcon-H1 multiply, Granite divides, Gemma 2
         caps."""
@@ -395,7 +411,8 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
             kwargs: also `shift_labels`, `(batch, sequence)`, labels already moved one place to the left.
 
         Raises:
-            ValueError: as [`MM1Model.forward`], or `skip_logits` without labels.
+            ValueError: as [`MM1Model.forward`], `skip_logits` without labels, or a trainer that computes the loss itself
+                (label smoothing) where the configuration adds to it.
         """
         # Not in the signature, because Trainer's evaluation asks for every argument that is called labels.
         shift_labels = kwargs.pop("shift_labels", None)
@@ -411,7 +428,12 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
             kwargs["use_expert_capacity"] = use_expert_capacity
         if output_router_logits is None:
             output_router_logits = getattr(text_config, "output_router_logits", False)
-        need_router = num_experts(text_config) > 0 and (output_router_logits or targets is not None)
+        is_sparse = num_experts(text_config) > 0
+        if self.training and targets is None and num_items_in_batch is not None:
+            require_loss_in_the_logits(
+                self.config.z_loss_coef, text_config if is_sparse else None, output_router_logits
+            )
+        need_router = is_sparse and (output_router_logits or targets is not None)
         if need_router:
             kwargs["output_router_logits"] = True
         outputs = self.model(

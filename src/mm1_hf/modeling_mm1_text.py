@@ -9,6 +9,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.integrations import use_experts_implementation, use_kernel_forward_from_hub
 from transformers.masking_utils import create_causal_mask
@@ -595,7 +596,8 @@ class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationM
             kwargs: also `shift_labels`, `(batch, sequence)`, labels already moved one place to the left.
 
         Raises:
-            ValueError: as [`MM1TextModel.forward`], or `skip_logits` without labels.
+            ValueError: as [`MM1TextModel.forward`], `skip_logits` without labels, or a trainer that computes the loss itself
+                (label smoothing) where the configuration adds to it.
         """
         # Not in the signature, because Trainer's evaluation asks for every argument that is called labels.
         shift_labels = kwargs.pop("shift_labels", None)
@@ -608,7 +610,12 @@ class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationM
             use_expert_capacity = use_expert_capacity is None or use_expert_capacity
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
-        need_router = self.config.num_experts > 0 and (output_router_logits or targets is not None)
+        is_sparse = self.config.num_experts > 0
+        if self.training and targets is None and num_items_in_batch is not None:
+            require_loss_in_the_logits(
+                self.config.z_loss_coef, self.config if is_sparse else None, output_router_logits
+            )
+        need_router = is_sparse and (output_router_logits or targets is not None)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -657,6 +664,38 @@ def resolve_skip_logits(skip_logits: bool | None, training: bool, targets: LiveT
             "skip_logits=True returns a loss instead of logits, so it needs labels. Pass labels, or leave it."
         )
     return training and targets is not None if skip_logits is None else skip_logits
+
+
+def require_loss_in_the_logits(
+    z_loss_coef: float, sparse_config: PreTrainedConfig | None, output_router_logits: bool
+) -> None:
+    """
+    Checks a training step of a trainer that keeps the labels and computes the loss from the logits, as Trainer does for
+    `label_smoothing_factor` and `compute_loss_func`.
+
+    Args:
+        sparse_config: the decoder's, where it has experts whose losses count.
+        output_router_logits: whether the router's losses are handed out, as `aux_loss`.
+
+    Raises:
+        ValueError: there are losses that such a trainer would leave out without knowing.
+    """
+    lost = {"z_loss_coef": z_loss_coef}
+    if not output_router_logits:
+        names = ("router_aux_loss_coef", "router_z_loss_coef", "aux_loss_coef")
+        lost |= {name: getattr(sparse_config, name, None) for name in names}
+    lost = {name: weight for name, weight in lost.items() if weight}
+    if lost:
+        raise ValueError(
+            "Trainer computes this loss from the logits (label_smoothing_factor or compute_loss_func), and would leave out "
+            f"what the model's own has: {', '.join(f'{name}={weight}' for name, weight in lost.items())}. Set these to 0 in "
+            "the configuration, or train without label smoothing."
+        )
+    if sparse_config is not None:
+        logger.warning_once(
+            "Trainer computes the loss from the logits: the router's losses count only if its compute_loss_func adds the "
+            "outputs' aux_loss. Label smoothing does not."
+        )
 
 
 def router_token_mask(

@@ -1,6 +1,7 @@
 """The image encoder inside an MM1: any of transformers' vision transformers, with what MM1 does not use taken off and
 position embeddings that follow the resolution."""
 
+import copy
 import inspect
 from collections.abc import Sequence
 from functools import partial
@@ -23,13 +24,18 @@ _FINAL_NORMS = ("post_layernorm", "layernorm", "rms_norm", "norm")
 _POOLERS = ("head", "pooler")
 
 
-def build_vision_tower(config: PreTrainedConfig, final_norm: bool) -> PreTrainedModel:
+def build_vision_tower(config: PreTrainedConfig, feature_layer: int, final_norm: bool) -> PreTrainedModel:
     """
-    Builds the encoder of a vision configuration.
+    Builds the encoder of a vision configuration up to the hidden state `feature_layer`, -1 for the last layer's.
 
-    Its pooling head and, unless `final_norm`, its last norm become identities, and DINOv2's mask token goes: they hold
-    weights that no loss reaches, which data-parallel training refuses.
+    The layers behind it are left out, its pooling head and, unless `final_norm`, its last norm become identities, and
+    DINOv2's mask token goes: they hold weights that no loss reaches, which data-parallel training refuses.
     """
+    if feature_layer not in (-1, config.num_hidden_layers):
+        config = copy.deepcopy(config)
+        config.num_hidden_layers = (
+            feature_layer if feature_layer >= 0 else config.num_hidden_layers + 1 + feature_layer
+        )
     tower = AutoModel.from_config(config)
     for name in _POOLERS if final_norm else (*_POOLERS, *_FINAL_NORMS):
         if isinstance(getattr(tower, name, None), nn.Module):
@@ -47,15 +53,15 @@ def build_vision_tower(config: PreTrainedConfig, final_norm: bool) -> PreTrained
 
 
 def encode(
-    tower: PreTrainedModel, pixel_values: torch.Tensor, layer: int, final_norm: bool, **kwargs
+    tower: PreTrainedModel, pixel_values: torch.Tensor, final_norm: bool, **kwargs
 ) -> tuple[BaseModelOutput, torch.Tensor]:
     """
     Runs the encoder.
 
     Args:
+        tower: as [`build_vision_tower`] built it.
         pixel_values: `(tiles, 3, height, width)`.
-        layer: which hidden state to take, -1 for the last layer's.
-        final_norm: whether to put the encoder's last norm on it.
+        final_norm: whether to put the encoder's last norm on its patches.
 
     Returns:
         The encoder's output and the patches `(tiles, patches, width)`, without class and register tokens.
@@ -73,19 +79,13 @@ def encode(
         )
     if "interpolate_pos_encoding" in inspect.signature(tower.forward).parameters:
         kwargs["interpolate_pos_encoding"] = True
-    if layer != -1 and not kwargs.get("output_hidden_states"):
-        kwargs["output_hidden_states"] = [layer]
     outputs = tower(pixel_values.to(tower.dtype), return_dict=True, **kwargs)
-    if layer == -1:
-        features = outputs.last_hidden_state
-        # CLIP norms only what it pools, the others all tokens.
-        needs_norm = final_norm and isinstance(tower, CLIPVisionModel)
-    else:
-        features, needs_norm = outputs.hidden_states[layer], final_norm
+    features = outputs.last_hidden_state
     # Class and register tokens come first in every one of these encoders.
     features = features[:, features.shape[1] - (height // patch_size) * (width // patch_size) :]
-    if needs_norm:
-        features = _final_norm(tower)(features)
+    # CLIP norms only what it pools, the others all tokens.
+    if final_norm and isinstance(tower, CLIPVisionModel):
+        features = tower.post_layernorm(features)
     return outputs, features
 
 
@@ -114,10 +114,6 @@ def normalize_levels(
     # Python numbers, unlike tensors made of them, need no copy to the device.
     channels = zip(pixel_values.unbind(1), mean, std, strict=True)
     return torch.stack([levels.float() * (1 / 255 / s) - m / s for levels, m, s in channels], dim=1)
-
-
-def _final_norm(tower: PreTrainedModel) -> nn.Module:
-    return next(getattr(tower, name) for name in _FINAL_NORMS if hasattr(tower, name))
 
 
 def _position_table(embeddings: nn.Module, height: int, width: int) -> torch.Tensor:

@@ -46,9 +46,9 @@ def with_connector(kind):
     return tiny_mm1(connector=connector)[0]
 
 
-def preset(name):
+def preset(name, **fields):
     torch.manual_seed(0)
-    return MM1ForConditionalGeneration(MM1Config.from_preset(name))
+    return MM1ForConditionalGeneration(MM1Config.from_preset(name, **fields))
 
 
 MODELS = {
@@ -58,6 +58,7 @@ MODELS = {
     "siglip-llama": lambda: tiny_mm1("siglip")[0],
     "aimv2-llama": lambda: tiny_mm1("aimv2")[0],
     "dinov2-llama": lambda: tiny_mm1("dinov2")[0],
+    "feature layer": lambda: preset("mm1-tiny", vision_feature_layer=-2),
 }
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import tiny_mm1
-from transformers import Trainer, TrainingArguments
+from transformers import MixtralConfig, Trainer, TrainingArguments, default_data_collator
 
-from mm1_hf import MM1ConnectorConfig, MM1ForConditionalGeneration
+from mm1_hf import MM1Config, MM1ConnectorConfig, MM1ForConditionalGeneration, MM1TextForCausalLM
 from mm1_hf.data.collation import MM1Collator
 
 
@@ -78,6 +78,64 @@ def test_label_smoothing_compares_each_place_with_its_next_token(tmp_path):
     for training in (True, False):
         run.model.train(training)
         torch.testing.assert_close(run.compute_loss(run.model, dict(batch)), expected)
+
+
+def with_losses(kind: str, **weights: float) -> torch.nn.Module:
+    """A sparse model whose loss has these terms and no other."""
+    config = MM1Config.from_preset("mm1-tiny-moe")
+    if kind == "mixtral":
+        sizes = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
+        config = MM1Config.from_preset("mm1-tiny", text_config=MixtralConfig(**sizes, **heads))
+    top = config if kind != "mm1_text" else config.text_config
+    for name in ("z_loss_coef", "router_aux_loss_coef", "router_z_loss_coef"):
+        setattr(top if name == "z_loss_coef" else config.text_config, name, weights.get(name, 0.0))
+    torch.manual_seed(0)
+    return MM1TextForCausalLM(config.text_config) if kind == "mm1_text" else MM1ForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss"),
+    [
+        ("mm1", "z_loss_coef"),
+        ("mm1", "router_aux_loss_coef"),
+        ("mm1", "router_z_loss_coef"),
+        ("mm1_text", "router_z_loss_coef"),
+        ("mixtral", "router_aux_loss_coef"),
+    ],
+)
+def test_label_smoothing_drops_none_of_the_model_s_losses(kind, loss, tmp_path):
+    """It sees the logits alone, so it is refused where the model's loss has another term."""
+    words = {"input_ids": list(range(5, 15)), "labels": list(range(5, 15))}
+    settings = {"dataset": [words] * 2, "collator": default_data_collator}
+    smoothed = {**settings, "label_smoothing_factor": 0.1}
+    with pytest.raises(ValueError, match=f"leave out what the model's own has: {loss}=0.1. Set"):
+        trainer(tmp_path, with_losses(kind, **{loss: 0.1}), **smoothed).train()
+    plain, heavy = (
+        trainer(tmp_path, with_losses(kind, **weights), **settings).train() for weights in ({}, {loss: 0.1})
+    )
+    assert heavy.training_loss > plain.training_loss
+    assert np.isfinite(trainer(tmp_path, with_losses(kind), **smoothed).train().training_loss)
+
+
+def test_a_loss_of_one_s_own_may_add_the_router_s(tmp_path):
+    """`compute_loss_func` gets no labels into the model either, but the router's losses if it asks for them."""
+    words = {"input_ids": list(range(5, 15)), "labels": list(range(5, 15))}
+    seen = []
+
+    def loss(outputs, labels, num_items_in_batch):
+        seen.append(outputs.aux_loss)
+        cross_entropy = F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+        return cross_entropy / num_items_in_batch + outputs.aux_loss
+
+    model = with_losses("mm1", router_aux_loss_coef=0.1)
+    model.config.text_config.output_router_logits = True
+    settings = {"dataset": [words] * 2, "collator": default_data_collator}
+    own = trainer(tmp_path, model, **settings)
+    own.compute_loss_func = loss
+    expected = trainer(tmp_path, with_losses("mm1", router_aux_loss_coef=0.1), **settings).train()
+    assert own.train().training_loss == pytest.approx(expected.training_loss, rel=1e-5)
+    assert seen[0].requires_grad
 
 
 def test_evaluation_gathers_the_logits_and_labels_of_every_row(tmp_path):

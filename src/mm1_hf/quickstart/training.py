@@ -46,7 +46,6 @@ def encode_pictures(
             _, patches = encode(
                 tower,
                 pixels["pixel_values"].to(tower.device),
-                layer=model.config.vision_feature_layer,
                 final_norm=model.config.vision_feature_norm,
             )
             features.update(zip((picture.image_id for picture in chunk), patches.cpu(), strict=True))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from mm1_hf.configuration_mm1 import MM1Config, vision_grid_size
 from mm1_hf.connectors import AttentionPooling, CAbstractor
@@ -123,7 +124,7 @@ def flops_formula(model_or_config: MM1ForConditionalGeneration | MM1Config) -> F
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     decoder_weights = sum(weight.numel() * (share if weight in experts else 1) for weight in _matrices(decoder))
     return FlopsFormula(
-        encoder_per_tile=_encoder(model.model.vision_tower, config.vision_config),
+        encoder_per_tile=_encoder(model.model.vision_tower),
         connector_per_tile=_connector(model.model.connector, config.connector_config),
         decoder_per_position=2 * decoder_weights,
         decoder_per_pair=4 * text.num_hidden_layers * text.num_attention_heads * head_dim,
@@ -144,7 +145,9 @@ def _convolutions(module: nn.Module) -> int:
     return sum(inner.weight.numel() for inner in module.modules() if isinstance(inner, nn.Conv2d))
 
 
-def _encoder(tower: nn.Module, config: Any) -> float:
+def _encoder(tower: PreTrainedModel) -> float:
+    # Its own configuration: the whole model's also counts the layers behind the feature layer, which are not built.
+    config = tower.config
     patches = vision_grid_size(config) ** 2
     names = {name.rsplit(".", 1)[-1] for name, _ in tower.named_parameters()}
     prefix = bool(names & {"class_embedding", "cls_token"}) + (getattr(config, "num_register_tokens", None) or 0)
