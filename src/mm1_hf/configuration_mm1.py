@@ -46,6 +46,19 @@ class MM1ConnectorConfig(PreTrainedConfig):
 
     Raises:
         ValueError: a depth outside 0 to 3, a number of tokens that the connector cannot produce.
+
+    Example:
+
+    ```python
+    >>> from mm1_hf import MM1Config, MM1ConnectorConfig
+
+    >>> MM1ConnectorConfig().num_tokens
+    144
+    >>> connector = MM1ConnectorConfig(connector_type="average", num_tokens=64)
+    >>> MM1Config(connector_config=connector).connector_config.grid_size
+    27
+
+    ```
     """
 
     model_type = "mm1_connector"
@@ -69,7 +82,12 @@ class MM1ConnectorConfig(PreTrainedConfig):
         self.validate_architecture()
 
     def validate_architecture(self):
-        """Checks what the connector's own fields say of each other; part of `@strict`'s validation."""
+        """
+        Checks what the connector's own fields say of each other; part of `@strict`'s validation.
+
+        Raises:
+            ValueError: they contradict each other.
+        """
         if not 0 <= self.depth <= 3:
             raise ValueError(f"The connector's depth is {self.depth}; give 0, 1, 2 or 3 (the paper's).")
         if self.num_tokens is not None and self.num_tokens < 1:
@@ -84,6 +102,11 @@ class MM1ConnectorConfig(PreTrainedConfig):
     def fit(self, vision_hidden_size: int, text_hidden_size: int, grid_size: int) -> None:
         """
         Takes over the sizes of the neighbouring parts.
+
+        Args:
+            vision_hidden_size: width of the encoder's patches.
+            text_hidden_size: width of the decoder.
+            grid_size: patches along one side of a tile.
 
         Raises:
             ValueError: a size was given before and differs, or the patches are too few for `num_tokens`.
@@ -129,9 +152,24 @@ class MM1TextConfig(PreTrainedConfig):
     shapes, so the shape is inferred from `12 * layers * width ** 2`.
 
     Args:
+        vocab_size (`int`, defaults to 32128): rows of the token embeddings and of the head.
+        hidden_size (`int`, defaults to 2048): width of the decoder.
+        intermediate_size (`int`, defaults to 5632): hidden width of a dense feed-forward layer.
+        num_hidden_layers (`int`, defaults to 24): decoder layers.
+        num_attention_heads (`int`, defaults to 32): heads of the queries.
+        num_key_value_heads (`int`, *optional*): heads of keys and values; unset, `num_attention_heads`.
         head_dim (`int`, *optional*): width of one attention head; unset, `hidden_size / num_attention_heads`.
+        hidden_act (`str`, defaults to `"silu"`): activation of the feed-forward layers' gates.
+        max_position_embeddings (`int`, defaults to 4096): longest row in tokens that the positions are meant for.
+        initializer_range (`float`, defaults to 0.02): standard deviation of the initial weights.
+        rms_norm_eps (`float`, defaults to 1e-5): added to the mean square in the norms.
+        use_cache (`bool`, defaults to `True`): whether outputs carry `past_key_values` where a call does not say.
+        tie_word_embeddings (`bool`, defaults to `False`): whether the head shares the embeddings' weight.
+        rope_parameters (`dict`, *optional*):
+            Base and scaling of the rotary positions, as in transformers' decoders; unset, base 10,000, unscaled.
         attention_bias (`bool`, defaults to `False`): bias in the query, key and value projections.
         attention_output_bias (`bool`, *optional*): bias in the output projection; unset, as `attention_bias`.
+        attention_dropout (`float`, defaults to 0.0): share of attention weights that training drops.
         qk_norm (`bool`, defaults to `False`): RMSNorm over each head of queries and keys, before the rotation.
         num_experts (`int`, defaults to 0): experts of a sparse layer; 0 is a dense decoder.
         num_experts_per_tok (`int`, defaults to 2): experts that each token is sent to (MM1, section 4.3: top-2).
@@ -150,10 +188,24 @@ class MM1TextConfig(PreTrainedConfig):
         aux_loss_reduction (`str`, defaults to `"sum"`): whether both are summed or averaged over the sparse layers.
         z_loss_coef (`float`, defaults to 0.0):
             Weight of the softmax z-loss, `mean(logsumexp(logits) ** 2)`. Inside an MM1, [`MM1Config`]'s counts.
+        pad_token_id (`int`, *optional*): the padding token; its embedding gets no gradient.
+        bos_token_id (`int`, *optional*): the token that begins a text.
+        eos_token_id (`int` or `list[int]`, *optional*): the token or tokens that end one.
 
     Raises:
         ValueError: a size below 1, head counts that do not divide, more experts per token than experts, no room in the
             experts.
+
+    Example:
+
+    ```python
+    >>> from mm1_hf import MM1TextConfig
+
+    >>> config = MM1TextConfig(num_experts=64, num_hidden_layers=6)
+    >>> [layer for layer in range(6) if config.is_sparse_layer(layer)]
+    [1, 3, 5]
+
+    ```
     """
 
     model_type = "mm1_text"
@@ -265,7 +317,12 @@ class MM1TextConfig(PreTrainedConfig):
         self.validate_architecture()
 
     def validate_architecture(self):
-        """Checks what the decoder's fields say of each other; part of `@strict`'s validation."""
+        """
+        Checks what the decoder's fields say of each other; part of `@strict`'s validation.
+
+        Raises:
+            ValueError: they contradict each other.
+        """
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} must be a multiple of "
@@ -292,7 +349,12 @@ class MM1TextConfig(PreTrainedConfig):
                 )
 
     def is_sparse_layer(self, layer_idx: int) -> bool:
-        """Whether layer `layer_idx`, counted from 0, has experts: every 2 layers are 1, 3, 5, ...; every 4: 3, 7, ..."""
+        """
+        Whether a layer has experts: every 2 layers are 1, 3, 5, ...; every 4: 3, 7, ...
+
+        Args:
+            layer_idx: counted from 0.
+        """
         return self.num_experts > 0 and (layer_idx + 1) % self.moe_layer_period == 0
 
 
@@ -380,7 +442,12 @@ class MM1Config(PreTrainedConfig):
         self.validate_architecture()
 
     def validate_architecture(self):
-        """Checks that the parts fit each other; part of `@strict`'s validation."""
+        """
+        Checks that the parts fit each other; part of `@strict`'s validation.
+
+        Raises:
+            ValueError: they do not.
+        """
         vocab_size = self.text_config.vocab_size
         if not 0 <= self.image_token_id < vocab_size:
             raise ValueError(
@@ -408,6 +475,18 @@ class MM1Config(PreTrainedConfig):
 
         Raises:
             ValueError: there is no such preset.
+
+        Example:
+
+        ```python
+        >>> from mm1_hf import MM1Config
+
+        >>> MM1Config.from_preset("mm1-3b-moe").text_config.num_experts
+        64
+        >>> MM1Config.from_preset("mm1-3b", vision_feature_layer=-2).vision_feature_layer
+        -2
+
+        ```
         """
         names = preset_names()
         if name not in names:
@@ -422,13 +501,28 @@ class MM1Config(PreTrainedConfig):
 
 
 def preset_names() -> list[str]:
-    """The names that [`MM1Config.from_preset`] knows; empty where only the model's files were loaded from the Hub."""
+    """
+    The names that [`MM1Config.from_preset`] knows; empty where only the model's files were loaded from the Hub.
+
+    Example:
+
+    ```python
+    >>> from mm1_hf import preset_names
+
+    >>> [name for name in preset_names() if name.startswith("mm1-3b")]
+    ['mm1-3b', 'mm1-3b-moe']
+
+    ```
+    """
     return sorted(path.stem for path in _PRESETS.glob("*.json"))
 
 
 def vision_sizes(vision_config: PreTrainedConfig) -> tuple[int, int]:
     """
     The sides of an encoder's image and of its patches, in pixels.
+
+    Args:
+        vision_config: the encoder's.
 
     Raises:
         ValueError: the configuration is not that of a square-image patch encoder.
@@ -445,7 +539,15 @@ def vision_sizes(vision_config: PreTrainedConfig) -> tuple[int, int]:
 
 
 def vision_grid_size(vision_config: PreTrainedConfig) -> int:
-    """Patches along one side of a tile at the encoder's configured resolution."""
+    """
+    Patches along one side of a tile at the encoder's configured resolution.
+
+    Args:
+        vision_config: the encoder's.
+
+    Raises:
+        ValueError: not one patch fits, or [`vision_sizes`] finds none.
+    """
     image_size, patch_size = vision_sizes(vision_config)
     if not 0 < patch_size <= image_size:
         raise ValueError(

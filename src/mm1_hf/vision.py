@@ -28,6 +28,10 @@ def build_vision_tower(config: PreTrainedConfig, final_norm: bool) -> PreTrained
 
     Its pooling head and, unless `final_norm`, its last norm become identities, and DINOv2's mask token goes: they hold
     weights that no loss reaches, which data-parallel training refuses.
+
+    Args:
+        config: any of transformers' vision transformers'.
+        final_norm: whether the norm after the last layer is used.
     """
     tower = AutoModel.from_config(config)
     for name in _POOLERS if final_norm else (*_POOLERS, *_FINAL_NORMS):
@@ -52,9 +56,11 @@ def encode(
     Runs the encoder.
 
     Args:
-        pixel_values: `(tiles, 3, height, width)`.
+        tower: what [`build_vision_tower`] built.
+        pixel_values: `(tiles, 3, height, width)`, normalised as the encoder was trained.
         layer: which hidden state to take, -1 for the last layer's.
         final_norm: whether to put the encoder's last norm on it.
+        kwargs: other arguments of the encoder.
 
     Returns:
         The encoder's output and the patches `(tiles, patches, width)`, without class and register tokens.
