@@ -72,8 +72,10 @@ def parameters(function: Callable) -> tuple[set[str], set[str]]:
 
 def fields(cls: type) -> tuple[set[str], set[str]]:
     """The same for a class: what its own constructor takes, or its own fields."""
-    if dataclasses.is_dataclass(cls) or issubclass(cls, tuple):
-        return set(inspect.get_annotations(cls)), set()
+    if dataclasses.is_dataclass(cls):
+        return {field.name for field in dataclasses.fields(cls)} & set(inspect.get_annotations(cls)), set()
+    if issubclass(cls, tuple):
+        return set(cls._fields), set()
     return parameters(vars(cls)["__init__"]) if "__init__" in vars(cls) else (set(), set())
 
 

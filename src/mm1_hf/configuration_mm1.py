@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig
@@ -16,6 +16,13 @@ ConnectorType = Literal["c_abstractor", "average", "attention", "linear", "mlp"]
 _UNREDUCED = ("linear", "mlp")
 _PAPER_TOKENS = 144
 _PRESETS = Path(__file__).parent / "presets"
+
+# Fields that may be left out, and hold a value once the configuration is built and fitted. `@strict` checks what is given;
+# type checkers are told what can be read.
+if TYPE_CHECKING:
+    Part = FilledInt = FilledBool = Any
+else:
+    Part, FilledInt, FilledBool = dict | PreTrainedConfig | None, int | None, bool | None
 
 
 @strict
@@ -65,13 +72,13 @@ class MM1ConnectorConfig(PreTrainedConfig):
     base_config_key = "connector_config"
 
     connector_type: ConnectorType = "c_abstractor"
-    num_tokens: int | None = None
+    num_tokens: FilledInt = None
     depth: int = 3
     hidden_size: int = 1024
     num_attention_heads: int = 16
-    vision_hidden_size: int | None = None
-    text_hidden_size: int | None = None
-    grid_size: int | None = None
+    vision_hidden_size: FilledInt = None
+    text_hidden_size: FilledInt = None
+    grid_size: FilledInt = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -227,7 +234,7 @@ class MM1TextConfig(PreTrainedConfig):
         "layers.*.mlp.experts.down_proj": "rowwise",
         "layers.*.mlp.experts": "moe_tp_experts",
     }
-    base_model_ep_plan = {
+    base_model_ep_plan: ClassVar[dict[str, Any] | None] = {
         "layers.*.mlp.experts.gate_up_proj": "grouped_gemm",
         "layers.*.mlp.experts.down_proj": "grouped_gemm",
         "layers.*.mlp.experts": "ep_dispatch_experts",
@@ -248,8 +255,8 @@ class MM1TextConfig(PreTrainedConfig):
     intermediate_size: int = 5632
     num_hidden_layers: int = 24
     num_attention_heads: int = 32
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    num_key_value_heads: FilledInt = None
+    head_dim: FilledInt = None
     hidden_act: str = "silu"
     max_position_embeddings: int = 4096
     initializer_range: float = 0.02
@@ -258,12 +265,12 @@ class MM1TextConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     rope_parameters: RopeParameters | dict | None = None
     attention_bias: bool = False
-    attention_output_bias: bool | None = None
+    attention_output_bias: FilledBool = None
     attention_dropout: float | int = 0.0
     qk_norm: bool = False
     num_experts: int = 0
     num_experts_per_tok: int = 2
-    moe_intermediate_size: int | None = None
+    moe_intermediate_size: FilledInt = None
     moe_layer_period: int = 2
     norm_topk_prob: bool = True
     expert_capacity_factor: float | int | None = None
@@ -304,13 +311,12 @@ class MM1TextConfig(PreTrainedConfig):
         kwargs.pop("base_model_ep_plan", None)
         if not self.num_experts:
             absent.append(".mlp.experts")
-            self.base_model_ep_plan = None
+            self.base_model_ep_plan = None  # ty: ignore[invalid-attribute-access] -- read from the instance
         elif self.moe_layer_period == 1:
             absent += [".mlp.gate_proj", ".mlp.up_proj", ".mlp.down_proj"]
-        self.base_model_tp_plan = {
-            name: style
-            for name, style in type(self).base_model_tp_plan.items()
-            if not any(part in name for part in absent)
+        plan = type(self).base_model_tp_plan or {}
+        self.base_model_tp_plan = {  # ty: ignore[invalid-attribute-access] -- read from the instance
+            name: style for name, style in plan.items() if not any(part in name for part in absent)
         }
         super().__post_init__(**kwargs)
         # Here too, because what `@strict` raises afterwards is no ValueError.
@@ -413,17 +419,17 @@ class MM1Config(PreTrainedConfig):
     }
     keys_to_ignore_at_inference = ["past_key_values", "router_logits", "aux_loss", "image_hidden_states"]
     # The parts bring their own plans.
-    base_model_fsdp_plan = None
+    base_model_fsdp_plan = None  # ty: ignore[invalid-assignment] -- transformers' annotation leaves None out
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    connector_config: dict | PreTrainedConfig | None = None
+    vision_config: Part = None
+    text_config: Part = None
+    connector_config: Part = None
     image_token_id: int = 32000
     vision_feature_layer: int = -1
     vision_feature_norm: bool = False
     z_loss_coef: float = 0.0
     lm_head_bias: bool = False
-    tie_word_embeddings: bool | None = None
+    tie_word_embeddings: FilledBool = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -528,14 +534,16 @@ def vision_sizes(vision_config: PreTrainedConfig) -> tuple[int, int]:
         ValueError: the configuration is not that of a square-image patch encoder.
     """
     sizes = [getattr(vision_config, name, None) for name in ("image_size", "patch_size")]
-    sizes = [size[0] if isinstance(size, list | tuple) and len(set(size)) == 1 else size for size in sizes]
-    if not all(isinstance(size, int) for size in sizes):
+    image_size, patch_size = (
+        size[0] if isinstance(size, list | tuple) and len(set(size)) == 1 else size for size in sizes
+    )
+    if not (isinstance(image_size, int) and isinstance(patch_size, int)):
         raise ValueError(
             f"An MM1's image encoder sees square tiles cut into square patches; the {vision_config.model_type!r} "
-            f"configuration has image_size={sizes[0]} and patch_size={sizes[1]}. Use a vision transformer such as "
+            f"configuration has image_size={image_size} and patch_size={patch_size}. Use a vision transformer such as "
             "CLIP, SigLIP, AIMv2 or DINOv2."
         )
-    return tuple(sizes)
+    return image_size, patch_size
 
 
 def vision_grid_size(vision_config: PreTrainedConfig) -> int:

@@ -43,9 +43,9 @@ def square_side(patches: torch.Tensor) -> int:
 class LayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channels of `(batch, channels, height, width)`."""
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         # Through a permuted view the convolutions around it stay in the channels-last memory format, which they prefer.
-        return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ResidualNorm(LayerNorm2d):

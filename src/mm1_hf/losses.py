@@ -35,6 +35,7 @@ def live_targets(labels: torch.Tensor | None, shift_labels: torch.Tensor | None)
         The positions and their targets.
     """
     if shift_labels is None:
+        assert labels is not None, "one of the two is given"
         shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
     flat = shift_labels.reshape(-1)
     index = (flat != -100).nonzero().squeeze(1)

@@ -46,7 +46,7 @@ def segment_positions(segment_ids: torch.Tensor) -> torch.Tensor:
 
 
 def segments_from_positions(
-    position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, shape: torch.Size
+    position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, shape: tuple[int, ...]
 ) -> torch.Tensor | None:
     """
     The segments `(batch, sequence)` that restarting `position_ids` stand for; positions outside `attention_mask` are
@@ -89,7 +89,10 @@ def mask_padding(segment_ids: torch.Tensor, attention_mask: torch.Tensor | None)
 
 
 def require_packed_inputs(
-    segment_ids: torch.Tensor, shape: torch.Size, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+    segment_ids: torch.Tensor,
+    shape: tuple[int, ...],
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
 ) -> None:
     """
     Refuses what does not go with packed rows.

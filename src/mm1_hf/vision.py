@@ -3,6 +3,7 @@ position embeddings that follow the resolution."""
 
 import inspect
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ def build_vision_tower(config: PreTrainedConfig, final_norm: bool) -> PreTrained
     for name in _POOLERS if final_norm else (*_POOLERS, *_FINAL_NORMS):
         if isinstance(getattr(tower, name, None), nn.Module):
             setattr(tower, name, nn.Identity())
-    embeddings = getattr(tower, "embeddings", None)
+    embeddings: Any = getattr(tower, "embeddings", None)
     if getattr(embeddings, "mask_token", None) is not None:
         embeddings.mask_token = None
     # Partials, because bound methods of another class can be copied but not pickled.
@@ -98,7 +99,7 @@ def _final_norm(tower: PreTrainedModel) -> nn.Module:
     return next(getattr(tower, name) for name in _FINAL_NORMS if hasattr(tower, name))
 
 
-def _position_table(embeddings: nn.Module, height: int, width: int) -> torch.Tensor:
+def _position_table(embeddings: Any, height: int, width: int) -> torch.Tensor:
     """Position embeddings `(1, positions, dim)` for an image of `height` x `width` pixels; a class token's comes along."""
     # Through the module, where accelerate's offloading puts the weights in place.
     table = embeddings.position_embedding(embeddings.position_ids.flatten())

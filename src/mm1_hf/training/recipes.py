@@ -129,7 +129,7 @@ class Recipe:
 
         ```
         """
-        arguments = self.arguments | {
+        arguments: dict[str, Any] = self.arguments | {
             "output_dir": output_dir,
             "per_device_train_batch_size": rows_per_device,
             "gradient_accumulation_steps": accumulation_steps(self.batch_size, num_devices, rows_per_device),
