@@ -88,6 +88,23 @@ def assemble(
 
     Raises:
         ValueError: a part is missing, does not fit or would not compute what it computed before.
+
+    Example:
+
+    ```python
+    >>> from transformers import CLIPVisionConfig, CLIPVisionModel, GPT2Tokenizer, LlamaConfig, LlamaForCausalLM
+    >>> from mm1_hf import MM1ConnectorConfig, assemble
+
+    >>> tokenizer = GPT2Tokenizer().train_new_from_iterator(["A cat."], vocab_size=300)
+    >>> sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    >>> vision = CLIPVisionModel(CLIPVisionConfig(image_size=56, patch_size=14, **sizes))
+    >>> text = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
+    >>> connector = MM1ConnectorConfig(num_tokens=4, hidden_size=32)
+    >>> model, processor = assemble(vision, text, connector, tokenizer=tokenizer, verbose=False)
+    >>> model.config.text_config.model_type, processor.num_image_tokens
+    ('llama', 4)
+
+    ```
     """
     notes: list[str] = []
     vision_model, image_processor = _load_vision(vision, image_processor)

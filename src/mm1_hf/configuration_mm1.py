@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig
@@ -16,6 +16,13 @@ ConnectorType = Literal["c_abstractor", "average", "attention", "linear", "mlp"]
 _UNREDUCED = ("linear", "mlp")
 _PAPER_TOKENS = 144
 _PRESETS = Path(__file__).parent / "presets"
+
+# Fields that may be left out, and hold a value once the configuration is built and fitted. `@strict` checks what is given;
+# type checkers are told what can be read.
+if TYPE_CHECKING:
+    Part = FilledInt = FilledBool = Any
+else:
+    Part, FilledInt, FilledBool = dict | PreTrainedConfig | None, int | None, bool | None
 
 
 @strict
@@ -46,19 +53,32 @@ class MM1ConnectorConfig(PreTrainedConfig):
 
     Raises:
         ValueError: a depth outside 0 to 3, a number of tokens that the connector cannot produce.
+
+    Example:
+
+    ```python
+    >>> from mm1_hf import MM1Config, MM1ConnectorConfig
+
+    >>> MM1ConnectorConfig().num_tokens
+    144
+    >>> connector = MM1ConnectorConfig(connector_type="average", num_tokens=64)
+    >>> MM1Config(connector_config=connector).connector_config.grid_size
+    27
+
+    ```
     """
 
     model_type = "mm1_connector"
     base_config_key = "connector_config"
 
     connector_type: ConnectorType = "c_abstractor"
-    num_tokens: int | None = None
+    num_tokens: FilledInt = None
     depth: int = 3
     hidden_size: int = 1024
     num_attention_heads: int = 16
-    vision_hidden_size: int | None = None
-    text_hidden_size: int | None = None
-    grid_size: int | None = None
+    vision_hidden_size: FilledInt = None
+    text_hidden_size: FilledInt = None
+    grid_size: FilledInt = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -69,7 +89,12 @@ class MM1ConnectorConfig(PreTrainedConfig):
         self.validate_architecture()
 
     def validate_architecture(self):
-        """Checks what the connector's own fields say of each other; part of `@strict`'s validation."""
+        """
+        Checks what the connector's own fields say of each other; part of `@strict`'s validation.
+
+        Raises:
+            ValueError: they contradict each other.
+        """
         if not 0 <= self.depth <= 3:
             raise ValueError(f"The connector's depth is {self.depth}; give 0, 1, 2 or 3 (the paper's).")
         if self.num_tokens is not None and self.num_tokens < 1:
@@ -84,6 +109,11 @@ class MM1ConnectorConfig(PreTrainedConfig):
     def fit(self, vision_hidden_size: int, text_hidden_size: int, grid_size: int) -> None:
         """
         Takes over the sizes of the neighbouring parts.
+
+        Args:
+            vision_hidden_size: width of the encoder's patches.
+            text_hidden_size: width of the decoder.
+            grid_size: patches along one side of a tile.
 
         Raises:
             ValueError: a size was given before and differs, or the patches are too few for `num_tokens`.
@@ -129,9 +159,24 @@ class MM1TextConfig(PreTrainedConfig):
     shapes, so the shape is inferred from `12 * layers * width ** 2`.
 
     Args:
+        vocab_size (`int`, defaults to 32128): rows of the token embeddings and of the head.
+        hidden_size (`int`, defaults to 2048): width of the decoder.
+        intermediate_size (`int`, defaults to 5632): hidden width of a dense feed-forward layer.
+        num_hidden_layers (`int`, defaults to 24): decoder layers.
+        num_attention_heads (`int`, defaults to 32): heads of the queries.
+        num_key_value_heads (`int`, *optional*): heads of keys and values; unset, `num_attention_heads`.
         head_dim (`int`, *optional*): width of one attention head; unset, `hidden_size / num_attention_heads`.
+        hidden_act (`str`, defaults to `"silu"`): activation of the feed-forward layers' gates.
+        max_position_embeddings (`int`, defaults to 4096): longest row in tokens that the positions are meant for.
+        initializer_range (`float`, defaults to 0.02): standard deviation of the initial weights.
+        rms_norm_eps (`float`, defaults to 1e-5): added to the mean square in the norms.
+        use_cache (`bool`, defaults to `True`): whether outputs carry `past_key_values` where a call does not say.
+        tie_word_embeddings (`bool`, defaults to `False`): whether the head shares the embeddings' weight.
+        rope_parameters (`dict`, *optional*):
+            Base and scaling of the rotary positions, as in transformers' decoders; unset, base 10,000, unscaled.
         attention_bias (`bool`, defaults to `False`): bias in the query, key and value projections.
         attention_output_bias (`bool`, *optional*): bias in the output projection; unset, as `attention_bias`.
+        attention_dropout (`float`, defaults to 0.0): share of attention weights that training drops.
         qk_norm (`bool`, defaults to `False`): RMSNorm over each head of queries and keys, before the rotation.
         num_experts (`int`, defaults to 0): experts of a sparse layer; 0 is a dense decoder.
         num_experts_per_tok (`int`, defaults to 2): experts that each token is sent to (MM1, section 4.3: top-2).
@@ -150,10 +195,24 @@ class MM1TextConfig(PreTrainedConfig):
         aux_loss_reduction (`str`, defaults to `"sum"`): whether both are summed or averaged over the sparse layers.
         z_loss_coef (`float`, defaults to 0.0):
             Weight of the softmax z-loss, `mean(logsumexp(logits) ** 2)`. Inside an MM1, [`MM1Config`]'s counts.
+        pad_token_id (`int`, *optional*): the padding token; its embedding gets no gradient.
+        bos_token_id (`int`, *optional*): the token that begins a text.
+        eos_token_id (`int` or `list[int]`, *optional*): the token or tokens that end one.
 
     Raises:
         ValueError: a size below 1, head counts that do not divide, more experts per token than experts, no room in the
             experts.
+
+    Example:
+
+    ```python
+    >>> from mm1_hf import MM1TextConfig
+
+    >>> config = MM1TextConfig(num_experts=64, num_hidden_layers=6)
+    >>> [layer for layer in range(6) if config.is_sparse_layer(layer)]
+    [1, 3, 5]
+
+    ```
     """
 
     model_type = "mm1_text"
@@ -175,7 +234,7 @@ class MM1TextConfig(PreTrainedConfig):
         "layers.*.mlp.experts.down_proj": "rowwise",
         "layers.*.mlp.experts": "moe_tp_experts",
     }
-    base_model_ep_plan = {
+    base_model_ep_plan: ClassVar[dict[str, Any] | None] = {
         "layers.*.mlp.experts.gate_up_proj": "grouped_gemm",
         "layers.*.mlp.experts.down_proj": "grouped_gemm",
         "layers.*.mlp.experts": "ep_dispatch_experts",
@@ -196,8 +255,8 @@ class MM1TextConfig(PreTrainedConfig):
     intermediate_size: int = 5632
     num_hidden_layers: int = 24
     num_attention_heads: int = 32
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    num_key_value_heads: FilledInt = None
+    head_dim: FilledInt = None
     hidden_act: str = "silu"
     max_position_embeddings: int = 4096
     initializer_range: float = 0.02
@@ -206,12 +265,12 @@ class MM1TextConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     rope_parameters: RopeParameters | dict | None = None
     attention_bias: bool = False
-    attention_output_bias: bool | None = None
+    attention_output_bias: FilledBool = None
     attention_dropout: float | int = 0.0
     qk_norm: bool = False
     num_experts: int = 0
     num_experts_per_tok: int = 2
-    moe_intermediate_size: int | None = None
+    moe_intermediate_size: FilledInt = None
     moe_layer_period: int = 2
     norm_topk_prob: bool = True
     expert_capacity_factor: float | int | None = None
@@ -252,20 +311,24 @@ class MM1TextConfig(PreTrainedConfig):
         kwargs.pop("base_model_ep_plan", None)
         if not self.num_experts:
             absent.append(".mlp.experts")
-            self.base_model_ep_plan = None
+            self.base_model_ep_plan = None  # ty: ignore[invalid-attribute-access] -- read from the instance
         elif self.moe_layer_period == 1:
             absent += [".mlp.gate_proj", ".mlp.up_proj", ".mlp.down_proj"]
-        self.base_model_tp_plan = {
-            name: style
-            for name, style in type(self).base_model_tp_plan.items()
-            if not any(part in name for part in absent)
+        plan = type(self).base_model_tp_plan or {}
+        self.base_model_tp_plan = {  # ty: ignore[invalid-attribute-access] -- read from the instance
+            name: style for name, style in plan.items() if not any(part in name for part in absent)
         }
         super().__post_init__(**kwargs)
         # Here too, because what `@strict` raises afterwards is no ValueError.
         self.validate_architecture()
 
     def validate_architecture(self):
-        """Checks what the decoder's fields say of each other; part of `@strict`'s validation."""
+        """
+        Checks what the decoder's fields say of each other; part of `@strict`'s validation.
+
+        Raises:
+            ValueError: they contradict each other.
+        """
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} must be a multiple of "
@@ -292,7 +355,12 @@ class MM1TextConfig(PreTrainedConfig):
                 )
 
     def is_sparse_layer(self, layer_idx: int) -> bool:
-        """Whether layer `layer_idx`, counted from 0, has experts: every 2 layers are 1, 3, 5, ...; every 4: 3, 7, ..."""
+        """
+        Whether a layer has experts: every 2 layers are 1, 3, 5, ...; every 4: 3, 7, ...
+
+        Args:
+            layer_idx: counted from 0.
+        """
         return self.num_experts > 0 and (layer_idx + 1) % self.moe_layer_period == 0
 
 
@@ -356,17 +424,17 @@ class MM1Config(PreTrainedConfig):
     }
     keys_to_ignore_at_inference = ["past_key_values", "router_logits", "aux_loss", "image_hidden_states"]
     # The parts bring their own plans.
-    base_model_fsdp_plan = None
+    base_model_fsdp_plan = None  # ty: ignore[invalid-assignment] -- transformers' annotation leaves None out
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    connector_config: dict | PreTrainedConfig | None = None
+    vision_config: Part = None
+    text_config: Part = None
+    connector_config: Part = None
     image_token_id: int = 32000
     vision_feature_layer: int = -1
     vision_feature_norm: bool = False
     z_loss_coef: float = 0.0
     lm_head_bias: bool = False
-    tie_word_embeddings: bool | None = None
+    tie_word_embeddings: FilledBool = None
     pixel_mean: list[float | int] | None = None
     pixel_scale: list[float | int] | None = None
 
@@ -387,7 +455,12 @@ class MM1Config(PreTrainedConfig):
         self.validate_architecture()
 
     def validate_architecture(self):
-        """Checks that the parts fit each other; part of `@strict`'s validation."""
+        """
+        Checks that the parts fit each other; part of `@strict`'s validation.
+
+        Raises:
+            ValueError: they do not.
+        """
         vocab_size = self.text_config.vocab_size
         if not 0 <= self.image_token_id < vocab_size:
             raise ValueError(
@@ -422,6 +495,18 @@ class MM1Config(PreTrainedConfig):
 
         Raises:
             ValueError: there is no such preset.
+
+        Example:
+
+        ```python
+        >>> from mm1_hf import MM1Config
+
+        >>> MM1Config.from_preset("mm1-3b-moe").text_config.num_experts
+        64
+        >>> MM1Config.from_preset("mm1-3b", vision_feature_layer=-2).vision_feature_layer
+        -2
+
+        ```
         """
         names = preset_names()
         if name not in names:
@@ -436,7 +521,19 @@ class MM1Config(PreTrainedConfig):
 
 
 def preset_names() -> list[str]:
-    """The names that [`MM1Config.from_preset`] knows; empty where only the model's files were loaded from the Hub."""
+    """
+    The names that [`MM1Config.from_preset`] knows; empty where only the model's files were loaded from the Hub.
+
+    Example:
+
+    ```python
+    >>> from mm1_hf import preset_names
+
+    >>> [name for name in preset_names() if name.startswith("mm1-3b")]
+    ['mm1-3b', 'mm1-3b-moe']
+
+    ```
+    """
     return sorted(path.stem for path in _PRESETS.glob("*.json"))
 
 
@@ -444,22 +541,35 @@ def vision_sizes(vision_config: PreTrainedConfig) -> tuple[int, int]:
     """
     The sides of an encoder's image and of its patches, in pixels.
 
+    Args:
+        vision_config: the encoder's.
+
     Raises:
         ValueError: the configuration is not that of a square-image patch encoder.
     """
     sizes = [getattr(vision_config, name, None) for name in ("image_size", "patch_size")]
-    sizes = [size[0] if isinstance(size, list | tuple) and len(set(size)) == 1 else size for size in sizes]
-    if not all(isinstance(size, int) for size in sizes):
+    image_size, patch_size = (
+        size[0] if isinstance(size, list | tuple) and len(set(size)) == 1 else size for size in sizes
+    )
+    if not (isinstance(image_size, int) and isinstance(patch_size, int)):
         raise ValueError(
             f"An MM1's image encoder sees square tiles cut into square patches; the {vision_config.model_type!r} "
-            f"configuration has image_size={sizes[0]} and patch_size={sizes[1]}. Use a vision transformer such as "
+            f"configuration has image_size={image_size} and patch_size={patch_size}. Use a vision transformer such as "
             "CLIP, SigLIP, AIMv2 or DINOv2."
         )
-    return tuple(sizes)
+    return image_size, patch_size
 
 
 def vision_grid_size(vision_config: PreTrainedConfig) -> int:
-    """Patches along one side of a tile at the encoder's configured resolution."""
+    """
+    Patches along one side of a tile at the encoder's configured resolution.
+
+    Args:
+        vision_config: the encoder's.
+
+    Raises:
+        ValueError: not one patch fits, or [`vision_sizes`] finds none.
+    """
     image_size, patch_size = vision_sizes(vision_config)
     if not 0 < patch_size <= image_size:
         raise ValueError(

@@ -31,16 +31,21 @@ def interpolate_grid(table: torch.Tensor, height: int, width: int) -> torch.Tens
 
 
 def square_side(patches: torch.Tensor) -> int:
-    """The side of a tile's square grid of patches, `(tiles, patches, dim)`."""
+    """
+    The side of a tile's square grid of patches.
+
+    Args:
+        patches: `(tiles, patches, dim)`.
+    """
     return round(patches.shape[1] ** 0.5)
 
 
 class LayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channels of `(batch, channels, height, width)`."""
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         # Through a permuted view the convolutions around it stay in the channels-last memory format, which they prefer.
-        return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ResidualNorm(LayerNorm2d):
@@ -49,7 +54,14 @@ class ResidualNorm(LayerNorm2d):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, then LayerNorm over the channels."""
+    """
+    Convolution without bias that keeps height and width, then LayerNorm over the channels.
+
+    Args:
+        in_channels, out_channels: of `(batch, channels, height, width)`.
+        kernel_size: side of the kernel, odd.
+        groups: as many as there are channels make it depthwise.
+    """
 
     norm_class = LayerNorm2d
 
@@ -71,7 +83,13 @@ class ResidualConvNorm(ConvNorm):
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate computed from all channels' means."""
+    """
+    Scales each channel by a gate computed from all channels' means.
+
+    Args:
+        channels: of `(batch, channels, height, width)`.
+        squeezed: hidden width of the gate.
+    """
 
     def __init__(self, channels: int, squeezed: int):
         super().__init__()
@@ -88,6 +106,10 @@ class RegNetBlock(nn.Module):
     """
     RegNet's bottleneck block as Honeybee's C-Abstractor uses it: a 1x1, a depthwise 3x3, squeeze-and-excitation a quarter
     as wide as the block's input, a 1x1, and the shortcut.
+
+    Args:
+        in_channels: channels of its input `(batch, channels, height, width)`.
+        channels: channels inside and of its output.
     """
 
     def __init__(self, in_channels: int, channels: int):
@@ -110,6 +132,9 @@ class CAbstractor(nn.Module):
     Honeybee's C-Abstractor, MM1's final connector: convolution blocks, adaptive average pooling to a square of tokens, as
     many blocks again, and a two-layer read-out. Its position embedding is interpolated where the grid differs from the
     configured one.
+
+    Args:
+        config: fitted to its neighbours.
     """
 
     def __init__(self, config: MM1ConnectorConfig):
@@ -137,7 +162,12 @@ class CAbstractor(nn.Module):
 
 
 class AveragePooling(nn.Module):
-    """Averages the grid of patches down to a square of tokens, then projects it."""
+    """
+    Averages the grid of patches down to a square of tokens, then projects it.
+
+    Args:
+        config: fitted to its neighbours.
+    """
 
     def __init__(self, config: MM1ConnectorConfig):
         super().__init__()
@@ -155,6 +185,9 @@ class AttentionPooling(nn.Module):
     """
     Learned queries attend to the patches once, with a norm before both, and are projected. The paper leaves depth and
     heads open.
+
+    Args:
+        config: fitted to its neighbours.
     """
 
     def __init__(self, config: MM1ConnectorConfig):
@@ -185,14 +218,24 @@ class AttentionPooling(nn.Module):
 
 
 class LinearProjection(nn.Linear):
-    """One linear layer on each patch."""
+    """
+    One linear layer on each patch.
+
+    Args:
+        config: fitted to its neighbours.
+    """
 
     def __init__(self, config: MM1ConnectorConfig):
         super().__init__(config.vision_hidden_size, config.text_hidden_size)
 
 
 class MLPProjection(nn.Sequential):
-    """Two layers with a GELU between them on each patch, as LLaVA-1.5's projector."""
+    """
+    Two layers with a GELU between them on each patch, as LLaVA-1.5's projector.
+
+    Args:
+        config: fitted to its neighbours.
+    """
 
     def __init__(self, config: MM1ConnectorConfig):
         super().__init__(
@@ -212,5 +255,24 @@ CONNECTORS: dict[str, type[nn.Module]] = {
 
 
 def build_connector(config: MM1ConnectorConfig) -> nn.Module:
-    """The connector of a configuration that [`MM1Config`] has fitted to its neighbours."""
+    """
+    The connector of a configuration: `(tiles, patches, vision width)` to `(tiles, num_tokens, text width)`.
+
+    Args:
+        config: one that [`MM1Config`] has fitted to its neighbours.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from mm1_hf import MM1ConnectorConfig
+    >>> from mm1_hf.connectors import build_connector
+
+    >>> config = MM1ConnectorConfig(connector_type="average", num_tokens=4)
+    >>> config.fit(vision_hidden_size=32, text_hidden_size=64, grid_size=6)
+    >>> build_connector(config)(torch.zeros(2, 36, 32)).shape
+    torch.Size([2, 4, 64])
+
+    ```
+    """
     return CONNECTORS[config.connector_type](config)

@@ -27,6 +27,9 @@ def fetch_images(images: ImageInput | Sequence[Any]) -> Any:
     Opens what is given as a path, a URL (`http`, `https`, `data`), base64 or a file's bytes, and turns pictures upright
     as their EXIF says; pictures, arrays and tensors pass. Pixels are not decoded unless a picture is turned.
 
+    Args:
+        images: one of these, or a list, nested as deep as one likes.
+
     Returns:
         The images, nested as they came.
 
@@ -142,7 +145,11 @@ def image_shapes(
     samples: list[list[Any]], input_data_format: ChannelDimension | str | None
 ) -> list[tuple[int, int, int]]:
     """
-    `(height, width, channels)` of every image of the batch, in order.
+    `(height, width, channels)` of every image of the batch in pixels, in order.
+
+    Args:
+        samples: pictures, arrays and tensors, one list per sample.
+        input_data_format: where arrays hold their channels; unset, inferred.
 
     Raises:
         ValueError: an image without pixels, or an array of another shape than an image's.
@@ -189,6 +196,13 @@ def to_uint8_pixels(
     """
     An image as a uint8 tensor `(channels, height, width)`, in memory channels-last. Float images are brought from 0..1 to 8
     bits by rounding, 16-bit ones by division; transparency is laid over white.
+
+    Args:
+        image: a picture, an array or a tensor.
+        index: its place in the batch, for errors.
+        do_convert_rgb: whether to make three channels of any.
+        do_rescale: whether pixels are rescaled afterwards, as float images must be.
+        input_data_format: where arrays hold their channels; unset, inferred.
 
     Raises:
         ValueError: a file that turns out broken, or values that are no image's.

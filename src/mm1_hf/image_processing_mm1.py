@@ -95,6 +95,19 @@ class MM1ImageProcessor(BaseImageProcessor):
 
     Raises:
         ValueError: If a setting cannot be used.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> from mm1_hf import MM1ImageProcessor
+
+    >>> processor = MM1ImageProcessor(size={"height": 56, "width": 56})
+    >>> batch = processor(Image.new("RGB", (160, 90)), return_num_patches=True, return_tensors="pt")
+    >>> batch["pixel_values"].shape, batch["num_patches"].tolist()
+    (torch.Size([7, 3, 56, 56]), [7])
+
+    ```
     """
 
     valid_kwargs = MM1ImageProcessorKwargs

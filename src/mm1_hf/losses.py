@@ -8,12 +8,16 @@ import torch.nn.functional as F
 
 
 class LiveTargets(NamedTuple):
-    """The positions of a batch that are trained on."""
+    """
+    The positions of a batch that are trained on.
+
+    Args:
+        index: `(live,)`, flat positions in `(batch * sequence)` whose next token is a target.
+        tokens: `(live,)`, those next tokens.
+    """
 
     index: torch.Tensor
-    """`(live,)`: flat positions in `(batch * sequence)` whose next token is a target."""
     tokens: torch.Tensor
-    """`(live,)`: those next tokens."""
 
 
 def live_targets(labels: torch.Tensor | None, shift_labels: torch.Tensor | None) -> LiveTargets:
@@ -26,8 +30,12 @@ def live_targets(labels: torch.Tensor | None, shift_labels: torch.Tensor | None)
     Args:
         labels: `(batch, sequence)`, -100 where nothing is learned.
         shift_labels: `(batch, sequence)`, labels that are already moved one place to the left; taken if given.
+
+    Returns:
+        The positions and their targets.
     """
     if shift_labels is None:
+        assert labels is not None, "one of the two is given"
         shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
     flat = shift_labels.reshape(-1)
     index = (flat != -100).nonzero().squeeze(1)
@@ -35,7 +43,16 @@ def live_targets(labels: torch.Tensor | None, shift_labels: torch.Tensor | None)
 
 
 def z_loss(logits: torch.Tensor, num_items: torch.Tensor | int) -> torch.Tensor:
-    """Softmax z-loss of `(targets, vocabulary)`: the sum of `logsumexp(logits) ** 2` over `num_items`."""
+    """
+    Softmax z-loss: the sum of `logsumexp(logits) ** 2` over `num_items`.
+
+    Args:
+        logits: `(targets, vocabulary)`.
+        num_items: targets of the whole batch that these are a part of.
+
+    Returns:
+        A scalar in float32.
+    """
     return logits.float().logsumexp(dim=-1).square().sum() / num_items
 
 

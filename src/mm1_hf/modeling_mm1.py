@@ -96,7 +96,28 @@ class MM1PreTrainedModel(PreTrainedModel):
 
 
 class MM1Model(MM1PreTrainedModel):
-    """The image encoder, the connector and the decoder, without a head."""
+    """
+    The image encoder, the connector and the decoder, without a head (MM1, section 3.2).
+
+    Args:
+        config: of the whole model.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from mm1_hf import MM1Config, MM1Model
+
+    >>> config = MM1Config.from_preset("mm1-tiny")
+    >>> model = MM1Model(config).eval()
+    >>> tiles = torch.zeros(2, 3, config.vision_config.image_size, config.vision_config.image_size)
+    >>> model.get_image_features(tiles).pooler_output.shape
+    torch.Size([2, 4, 64])
+    >>> model(input_ids=torch.tensor([[5, 6, 7]])).last_hidden_state.shape
+    torch.Size([1, 3, 64])
+
+    ```
+    """
 
     def __init__(self, config: MM1Config):
         super().__init__(config)
@@ -119,6 +140,7 @@ class MM1Model(MM1PreTrainedModel):
             pixel_values:
                 `(tiles, 3, height, width)`, any multiple of the patch size, also of no tiles; uint8 tiles are normalised
                 here, by the configuration's `pixel_mean` and `pixel_scale`.
+            kwargs: other arguments of the encoder, such as `output_hidden_states`.
 
         Returns:
             The encoder's output, with the image tokens `(tiles, num_tokens, hidden)` as its `pooler_output`.
@@ -159,7 +181,15 @@ class MM1Model(MM1PreTrainedModel):
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, num_features: int
     ) -> torch.Tensor:
         """
-        Where images stand in the text, `(batch, sequence)`.
+        Where images stand in the text.
+
+        Args:
+            input_ids: `(batch, sequence)`.
+            inputs_embeds: `(batch, sequence, hidden)`, looked at where `input_ids` are not given.
+            num_features: image tokens of all tiles of the batch.
+
+        Returns:
+            `(batch, sequence)`, true at image tokens.
 
         Raises:
             ValueError: there are not `num_features` places.
@@ -209,6 +239,10 @@ class MM1Model(MM1PreTrainedModel):
             use_cache: whether to return `past_key_values`. Off for packed rows; in training, off unless asked for.
             segment_ids: `(batch, sequence)`: which of a packed row's examples each token belongs to, 0 for padding.
             mm_encoder_outputs: what [`get_image_features`] returned, under `"image"`, in place of `pixel_values`.
+            kwargs: other arguments of the decoder, such as `output_hidden_states`.
+
+        Returns:
+            `last_hidden_state` `(batch, sequence, hidden)` and what was asked for.
 
         Raises:
             ValueError: image tokens and tiles that do not match in number; both or neither of `input_ids` and
@@ -318,6 +352,9 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
     """
     MM1 with its head: answers, captions and reads images between text.
 
+    Args:
+        config: of the whole model.
+
     Example:
 
     ```python
@@ -352,7 +389,16 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
     def get_image_features(
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
-        """See [`MM1Model.get_image_features`]."""
+        """
+        As [`MM1Model.get_image_features`].
+
+        Args:
+            pixel_values: `(tiles, 3, height, width)`, any multiple of the patch size.
+            kwargs: other arguments of the encoder.
+
+        Returns:
+            The encoder's output, with the image tokens `(tiles, num_tokens, hidden)` as its `pooler_output`.
+        """
         return self.model.get_image_features(pixel_values, **kwargs)
 
     def generate(self, *args: Any, pixel_values: torch.Tensor | None = None, **kwargs: Any) -> Any:
@@ -395,9 +441,10 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
     ) -> MM1CausalLMOutput:
         r"""
         Args:
-            input_ids, pixel_values, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, segment_ids,
-                mm_encoder_outputs: see [`MM1Model.forward`]. With labels, positions that restart within a row mark
-                segments also in evaluation.
+            input_ids, pixel_values, attention_mask, past_key_values, inputs_embeds, use_cache, segment_ids:
+                see [`MM1Model.forward`].
+            mm_encoder_outputs: see there.
+            position_ids: see there. With labels, positions that restart within a row mark segments also in evaluation.
             labels:
                 `(batch, sequence)`, -100 where nothing is learned: at image tokens, padding and each segment's first
                 token. They are taken as they are ([`mm1_hf.data.collation`] makes them).
@@ -409,6 +456,9 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
             use_expert_capacity:
                 whether `mm1_text`'s `expert_capacity_factor` limits the experts; unset, in training and with labels.
             kwargs: also `shift_labels`, `(batch, sequence)`, labels already moved one place to the left.
+
+        Returns:
+            With labels the loss, a scalar; where not skipped, logits `(batch, sequence, vocabulary)`.
 
         Raises:
             ValueError: as [`MM1Model.forward`], `skip_logits` without labels, or a trainer that computes the loss itself

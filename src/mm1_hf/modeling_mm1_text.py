@@ -381,7 +381,25 @@ class MM1TextPreTrainedModel(PreTrainedModel):
 
 
 class MM1TextModel(MM1TextPreTrainedModel):
-    """MM1's decoder without a head."""
+    """
+    MM1's decoder without a head.
+
+    Args:
+        config: of the decoder.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from mm1_hf import MM1Config, MM1TextModel
+
+    >>> model = MM1TextModel(MM1Config.from_preset("mm1-tiny").text_config).eval()
+    >>> two_packed = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "segment_ids": torch.tensor([[1, 1, 2, 2]])}
+    >>> model(**two_packed).last_hidden_state.shape
+    torch.Size([1, 4, 64])
+
+    ```
+    """
 
     def __init__(self, config: MM1TextConfig):
         super().__init__(config)
@@ -419,6 +437,10 @@ class MM1TextModel(MM1TextPreTrainedModel):
             segment_ids: `(batch, sequence)`: which of a packed row's examples each token belongs to, 0 for padding.
                 Tokens see only their own segment, and positions restart with each.
             use_expert_capacity: whether `expert_capacity_factor` limits the experts; unset, in training without a cache.
+            kwargs: what transformers' decoders take besides, such as `output_hidden_states`.
+
+        Returns:
+            `last_hidden_state` `(batch, sequence, hidden)` and what was asked for.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds`, or segments of another shape than the
@@ -550,7 +572,25 @@ class NextTokenHeadMixin:
 
 
 class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationMixin):
-    """MM1's decoder with its head."""
+    """
+    MM1's decoder with its head.
+
+    Args:
+        config: of the decoder.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from mm1_hf import MM1Config, MM1TextForCausalLM
+
+    >>> model = MM1TextForCausalLM(MM1Config.from_preset("mm1-tiny").text_config).eval()
+    >>> tokens = torch.tensor([[5, 6, 7]])
+    >>> model(input_ids=tokens, labels=tokens).logits.shape
+    torch.Size([1, 3, 512])
+
+    ```
+    """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -583,9 +623,9 @@ class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationM
     ) -> MM1CausalLMOutput:
         r"""
         Args:
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, segment_ids:
-                see [`MM1TextModel.forward`]. With labels, positions that restart within a row mark segments also in
-                evaluation.
+            input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, segment_ids:
+                see [`MM1TextModel.forward`].
+            position_ids: see there. With labels, positions that restart within a row mark segments also in evaluation.
             labels: `(batch, sequence)`, -100 where nothing is learned.
             logits_to_keep: how many of the last positions to return logits of, 0 for all.
             skip_logits: whether to send only the live positions through the head and return no logits; unset, in training
@@ -594,6 +634,9 @@ class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationM
             num_items_in_batch: targets in the whole batch, of which this call may see a part.
             use_expert_capacity: whether `expert_capacity_factor` limits the experts; unset, in training and with labels.
             kwargs: also `shift_labels`, `(batch, sequence)`, labels already moved one place to the left.
+
+        Returns:
+            With labels the loss, a scalar; where not skipped, logits `(batch, sequence, vocabulary)`.
 
         Raises:
             ValueError: as [`MM1TextModel.forward`], `skip_logits` without labels, or a trainer that computes the loss itself

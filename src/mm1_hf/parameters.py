@@ -166,7 +166,12 @@ def _kept_originals(model: nn.Module) -> set[nn.Parameter]:
 
 
 def expert_parameters(decoder: nn.Module) -> set[nn.Parameter]:
-    """The parameters of routed experts: all of transformers' decoders call their module `experts`."""
+    """
+    The parameters of routed experts: all of transformers' decoders call their module `experts`.
+
+    Args:
+        decoder: any; a dense one has none.
+    """
     named = decoder.named_modules()
     return {
         parameter for name, module in named if name.split(".")[-1] == "experts" for parameter in module.parameters()
@@ -174,7 +179,12 @@ def expert_parameters(decoder: nn.Module) -> set[nn.Parameter]:
 
 
 def active_share(decoder: nn.Module) -> float:
-    """The share of a sparse layer's experts that a token is sent to; 1 where there are none."""
+    """
+    The share of a sparse layer's experts that a token is sent to; 1 where there are none.
+
+    Args:
+        decoder: with a configuration of transformers'.
+    """
     chosen, number = _routing(decoder.config)
     return chosen / number
 
@@ -192,6 +202,9 @@ def parameter_table(model_or_config: nn.Module | MM1Config) -> str:
     """
     The parameters of each part as an aligned table for a terminal: all, those of them that a token meets where there
     are experts, and those that are trained where a model is given.
+
+    Args:
+        model_or_config: as [`count_parameters`] takes it.
 
     Raises:
         ValueError: there is no MM1 in it.
@@ -297,6 +310,9 @@ def read_preset(name: str) -> dict[str, Any]:
     `"unverified"` or, for the tests' own, `"ours"`), `stated` (the paper's parameter counts, each a `value` and its
     `source`) and `notes`.
 
+    Args:
+        name: one of [`~mm1_hf.preset_names`].
+
     Raises:
         ValueError: there is no such preset.
     """
@@ -308,6 +324,10 @@ def read_preset(name: str) -> dict[str, Any]:
 def source_of(preset: dict[str, Any], key: str) -> str:
     """
     How sure the value at a dotted key of a preset's `config` is.
+
+    Args:
+        preset: what [`read_preset`] returns.
+        key: such as `"text_config.hidden_size"`.
 
     Raises:
         ValueError: neither the key nor one above it is marked.

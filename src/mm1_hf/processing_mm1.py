@@ -69,6 +69,23 @@ class MM1Processor(ProcessorMixin):
 
     Raises:
         ValueError: the tokenizer does not know `image_token` as one token.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> from transformers import GPT2Tokenizer
+    >>> from mm1_hf import MM1ImageProcessor, MM1Processor
+
+    >>> tokenizer = GPT2Tokenizer().train_new_from_iterator(["A cat."], vocab_size=300)
+    >>> _ = tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    >>> image_processor = MM1ImageProcessor(size={"height": 56, "width": 56}, image_splitting="none")
+    >>> processor = MM1Processor(image_processor, tokenizer, num_image_tokens=4)
+    >>> inputs = processor(images=Image.new("RGB", (80, 60)), text="<image>A cat.", return_tensors="pt")
+    >>> inputs["pixel_values"].shape, int((inputs["input_ids"] == processor.image_token_id).sum())
+    (torch.Size([1, 3, 56, 56]), 4)
+
+    ```
     """
 
     valid_processor_kwargs = MM1ProcessorKwargs
@@ -116,7 +133,12 @@ class MM1Processor(ProcessorMixin):
         return super().__call__(images=images, text=text, **kwargs)
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        """Sorts the images into one list for each text."""
+        """
+        Sorts the images into one list for each text.
+
+        Raises:
+            ValueError: images and places for them differ in number.
+        """
         images, text, videos, audio = super().prepare_inputs_layout(images, text, videos, audio, **kwargs)
         if images is None or not isinstance(text, list) or not all(isinstance(sample, str) for sample in text):
             return images, text, videos, audio

@@ -37,7 +37,21 @@ MODEL_FILES = (
 
 
 def register() -> None:
-    """Registers MM1 with transformers. Importing the package calls it; calling it again changes nothing."""
+    """
+    Registers MM1 with transformers: Auto classes, pipelines and serving. Importing the package calls it; calling it again
+    changes nothing.
+
+    Example:
+
+    ```python
+    >>> import mm1_hf
+    >>> from transformers import AutoConfig
+
+    >>> AutoConfig.for_model("mm1").connector_config.num_tokens
+    144
+
+    ```
+    """
     for config in (MM1TextConfig, MM1ConnectorConfig, MM1Config):
         AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModel.register(MM1TextConfig, MM1TextModel, exist_ok=True)

@@ -25,6 +25,12 @@ def segment_positions(segment_ids: torch.Tensor) -> torch.Tensor:
     """
     Positions that restart at 0 with every segment.
 
+    Args:
+        segment_ids: `(batch, sequence)`, 0 for padding.
+
+    Returns:
+        `(batch, sequence)`.
+
     Example:
 
     ```python
@@ -40,11 +46,19 @@ def segment_positions(segment_ids: torch.Tensor) -> torch.Tensor:
 
 
 def segments_from_positions(
-    position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, shape: torch.Size
+    position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, shape: tuple[int, ...]
 ) -> torch.Tensor | None:
     """
     The segments `(batch, sequence)` that restarting `position_ids` stand for; positions outside `attention_mask` are
     padding. There are none without positions, or where a four-dimensional mask says already who sees whom.
+
+    Args:
+        position_ids: `(batch, sequence)`, or `(1, sequence)` for all rows alike.
+        attention_mask: `(batch, sequence)`, 0 for padding.
+        shape: `(batch, sequence)`.
+
+    Returns:
+        Segments counted from 1 in each row, 0 for padding; None where there are none.
 
     Example:
 
@@ -61,14 +75,34 @@ def segments_from_positions(
 
 
 def mask_padding(segment_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """`segment_ids` with 0 where a two-dimensional `attention_mask` marks padding."""
+    """
+    Segments with 0 where the mask marks padding.
+
+    Args:
+        segment_ids: `(batch, sequence)`.
+        attention_mask: `(batch, sequence)`, 0 for padding.
+
+    Returns:
+        `(batch, sequence)`.
+    """
     return segment_ids if attention_mask is None else segment_ids * attention_mask.to(segment_ids)
 
 
 def require_packed_inputs(
-    segment_ids: torch.Tensor, shape: torch.Size, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+    segment_ids: torch.Tensor,
+    shape: tuple[int, ...],
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
 ) -> None:
     """
+    Refuses what does not go with packed rows.
+
+    Args:
+        segment_ids: `(batch, sequence)`, 0 for padding.
+        shape: `(batch, sequence)` of the tokens.
+        attention_mask: at most `(batch, sequence)`, 0 for padding.
+        past_key_values: at most an empty cache.
+
     Raises:
         ValueError: segments of another shape than the tokens, or together with a ready-made mask of who sees whom or a cache
             that already holds tokens.
@@ -95,6 +129,14 @@ def flash_segment_kwargs(segment_ids: torch.Tensor, attn_implementation: str | N
     """
     What variable-length flash attention needs to keep the segments of several rows apart. It reads restarting positions
     by itself only for a single row, so the boundaries over the whole flattened batch are given to it.
+
+    Args:
+        segment_ids: `(batch, sequence)`, 0 for padding.
+        attn_implementation: the decoder's.
+
+    Returns:
+        `cu_seq_lens_q` and `cu_seq_lens_k` `(segments + 1,)` and the longest segment's length under `max_length_q` and
+        `max_length_k`, both in tokens; nothing for other attention implementations.
     """
     # Not by its first letters: without the flash-attn package the name becomes that of a kernel from the Hub.
     if not is_flash_attention_requested(requested_attention_implementation=attn_implementation):

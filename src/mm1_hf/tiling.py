@@ -21,7 +21,7 @@ WholeImageResize = Literal["squash", "pad"]
 class Grid:
     """The tiles an image is cut into, and the size it is scaled to before it is padded to them.
 
-    Attributes:
+    Args:
         rows (`int`): Tiles from top to bottom.
         cols (`int`): Tiles from left to right.
         resized_height (`int`): Height in pixels of the scaled image inside the `rows * tile_size` canvas.
@@ -38,7 +38,7 @@ class Grid:
 class TilingConfig:
     """How images are split, from MM1 (static splitting) and MM1.5 (dynamic splitting, indicators, overview).
 
-    Attributes:
+    Args:
         tile_size (`int`): Side of a tile in pixels, which is the encoder's input size.
         splitting (`"none" | "static" | "dynamic"`): One tile per image; a fixed square grid; or the grid that suits
             the image's size and shape.
@@ -57,6 +57,17 @@ class TilingConfig:
 
     Raises:
         ValueError: If a value is not one of those above, or no image could be cut by it.
+
+    Example:
+
+    ```python
+    >>> from mm1_hf.tiling import TilingConfig, image_layout
+
+    >>> static = TilingConfig(tile_size=672, splitting="static")
+    >>> image_layout(1344, 1344, static, split=True).num_tiles
+    5
+
+    ```
     """
 
     tile_size: int
@@ -91,7 +102,7 @@ class TilingConfig:
 class ImageLayout:
     """What becomes of one image: its tiles, the size it is scaled to before the cut, and whether an overview joins.
 
-    Attributes:
+    Args:
         rows (`int`): Tiles from top to bottom.
         cols (`int`): Tiles from left to right.
         resized_height (`int`): Height in pixels of the scaled image inside the `rows * tile_size` canvas.
@@ -131,6 +142,16 @@ def select_grid(height: int, width: int, tile_size: int = 672, min_tiles: int = 
 
     Raises:
         ValueError: If a side of the image is below one pixel, or the range of tiles holds no square number.
+
+    Example:
+
+    ```python
+    >>> from mm1_hf.tiling import select_grid
+
+    >>> select_grid(height=900, width=1600)
+    Grid(rows=2, cols=3, resized_height=1134, resized_width=2016)
+
+    ```
     """
     _check_image_size(height, width)
     _check_tile_range(min_tiles, max_tiles)
@@ -217,6 +238,19 @@ def sample_layouts(image_sizes: Sequence[tuple[int, int]], config: TilingConfig)
 
     Raises:
         ValueError: If a side of an image is below one pixel.
+
+    Example:
+
+    ```python
+    >>> from mm1_hf.tiling import TilingConfig, sample_layouts
+
+    >>> config = TilingConfig(tile_size=672)
+    >>> [layout.num_tiles for layout in sample_layouts([(900, 1600), (480, 640)], config)]
+    [7, 5]
+    >>> [layout.num_tiles for layout in sample_layouts([(900, 1600)] * 3, config)]
+    [1, 1, 1]
+
+    ```
     """
     splits = images_to_split(len(image_sizes), config)
     return [
@@ -243,6 +277,18 @@ def placeholder_text(
 
     Returns:
         `str`: The text.
+
+    Example:
+
+    ```python
+    >>> from mm1_hf.tiling import ImageLayout, TilingConfig, placeholder_text
+
+    >>> layout = ImageLayout(rows=1, cols=2, resized_height=672, resized_width=1344, overview=True)
+    >>> config = TilingConfig(tile_size=672, indicators="index")
+    >>> placeholder_text(layout, image_index=0, config=config, image_token="<image>", tokens_per_tile=1)
+    '(0, 1, 1)<image>(0, 1, 2)<image>(0, 0, 0)<image>'
+
+    ```
     """
     indexed = config.indicators == "index" and layout.num_tiles > 1
     separated = config.indicators == "seps"

@@ -5,6 +5,7 @@ import copy
 import inspect
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,6 +31,11 @@ def build_vision_tower(config: PreTrainedConfig, feature_layer: int, final_norm:
 
     The layers behind it are left out, its pooling head and, unless `final_norm`, its last norm become identities, and
     DINOv2's mask token goes: they hold weights that no loss reaches, which data-parallel training refuses.
+
+    Args:
+        config: any of transformers' vision transformers'.
+        feature_layer: which hidden state is the last.
+        final_norm: whether the norm after the last layer is used.
     """
     if feature_layer not in (-1, config.num_hidden_layers):
         config = copy.deepcopy(config)
@@ -40,7 +46,7 @@ def build_vision_tower(config: PreTrainedConfig, feature_layer: int, final_norm:
     for name in _POOLERS if final_norm else (*_POOLERS, *_FINAL_NORMS):
         if isinstance(getattr(tower, name, None), nn.Module):
             setattr(tower, name, nn.Identity())
-    embeddings = getattr(tower, "embeddings", None)
+    embeddings: Any = getattr(tower, "embeddings", None)
     if getattr(embeddings, "mask_token", None) is not None:
         embeddings.mask_token = None
     # Partials, because bound methods of another class can be copied but not pickled.
@@ -59,9 +65,10 @@ def encode(
     Runs the encoder.
 
     Args:
-        tower: as [`build_vision_tower`] built it.
-        pixel_values: `(tiles, 3, height, width)`.
+        tower: what [`build_vision_tower`] built.
+        pixel_values: `(tiles, 3, height, width)`, normalised as the encoder was trained.
         final_norm: whether to put the encoder's last norm on its patches.
+        kwargs: other arguments of the encoder.
 
     Returns:
         The encoder's output and the patches `(tiles, patches, width)`, without class and register tokens.
@@ -116,7 +123,7 @@ def normalize_levels(
     return torch.stack([levels.float() * (1 / 255 / s) - m / s for levels, m, s in channels], dim=1)
 
 
-def _position_table(embeddings: nn.Module, height: int, width: int) -> torch.Tensor:
+def _position_table(embeddings: Any, height: int, width: int) -> torch.Tensor:
     """Position embeddings `(1, positions, dim)` for an image of `height` x `width` pixels; a class token's comes along."""
     # Through the module, where accelerate's offloading puts the weights in place.
     table = embeddings.position_embedding(embeddings.position_ids.flatten())

@@ -29,6 +29,26 @@ class MM1Collator:
     Raises:
         ValueError: a batch that mixes kinds of examples, images that do not fit their places, an example that is longer
             than `max_length`, or one with nothing to learn.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> from transformers import GPT2Tokenizer
+    >>> from mm1_hf import MM1ImageProcessor, MM1Processor
+    >>> from mm1_hf.data.collation import MM1Collator
+
+    >>> tokenizer = GPT2Tokenizer(eos_token="<eos>").train_new_from_iterator(["A cat."], vocab_size=300)
+    >>> tokens = ["<image>", "<|im_start|>", "<|im_end|>"]
+    >>> _ = tokenizer.add_special_tokens({"pad_token": "<eos>", "additional_special_tokens": tokens})
+    >>> image_processor = MM1ImageProcessor(size={"height": 56, "width": 56}, image_splitting="none")
+    >>> collator = MM1Collator(MM1Processor(image_processor, tokenizer, num_image_tokens=4))
+    >>> chat = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A cat."}]
+    >>> batch = collator([{"messages": chat, "images": [Image.new("RGB", (80, 60))]}])
+    >>> tokenizer.decode(batch["labels"][batch["labels"] != -100])
+    'A cat.<|im_end|>'
+
+    ```
     """
 
     processor: MM1Processor
@@ -36,9 +56,15 @@ class MM1Collator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> BatchFeature:
         """
+        Args:
+            examples: rows of one kind, with the columns above.
+
         Returns:
             `input_ids`, `attention_mask`, `labels` `(batch, sequence)` and, if there are images, `pixel_values`
             `(tiles, 3, tile, tile)`.
+
+        Raises:
+            ValueError: as told above, with the sample's index in the batch.
         """
         kinds = {_kind(index, example) for index, example in enumerate(examples)}
         if len(kinds) > 1:

@@ -11,7 +11,23 @@ from mm1_hf.processing_mm1 import MM1Processor
 
 
 def chat(question: str, answer: str | None = None) -> list[dict]:
-    """A question about one picture as a chat, with its answer for training."""
+    """
+    A question about one picture as a chat, with its answer for training.
+
+    Args:
+        question: the question.
+        answer: the answer; unset, the chat ends with the question.
+
+    Example:
+
+    ```python
+    >>> from mm1_hf.evaluation.answering import chat
+
+    >>> chat("What is it?", "A cat.")[-1]
+    {'role': 'assistant', 'content': 'A cat.'}
+
+    ```
+    """
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
     if answer is not None:
         messages.append({"role": "assistant", "content": answer})
@@ -32,9 +48,15 @@ def answer(
     Answers questions greedily.
 
     Args:
+        model: in evaluation mode.
+        processor: the model's own.
         pairs: pictures with a question each.
         max_new_tokens: longest answer in tokens.
+        batch_size: questions that are answered at once.
         description: label of the progress bar; without one there is no bar.
+
+    Returns:
+        The answers, in the questions' order, without special tokens.
     """
     answers = []
     with tqdm(total=len(pairs), desc=description, unit="question", disable=description is None) as bar:

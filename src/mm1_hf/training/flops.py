@@ -24,7 +24,15 @@ from mm1_hf.parameters import active_share, expert_parameters
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of each part."""
+    """
+    Floating-point operations of each part.
+
+    Args:
+        encoder: the image encoder's.
+        connector: the connector's.
+        decoder: the decoder's, without its head.
+        head: those of the projection to the vocabulary.
+    """
 
     encoder: float
     connector: float
@@ -78,6 +86,10 @@ class FlopsFormula:
         """
         Forward and backward: three times the forward pass. Of a part in `frozen` the weights get no gradient; the encoder
         then has no backward pass at all, nor has the connector where the encoder is frozen too.
+
+        Args:
+            positions, tiles, targets, pairs: as [`forward`] takes them.
+            frozen: of `"encoder"`, `"connector"` and `"decoder"`.
         """
         forward = self.forward(positions=positions, tiles=tiles, targets=targets, pairs=pairs)
         behind_encoder = "encoder" in frozen
@@ -113,6 +125,22 @@ def flops_formula(model_or_config: MM1ForConditionalGeneration | MM1Config) -> F
     The formula of an MM1, read off its weights and configuration.
 
     Tiles are of the configured size. A foreign decoder's sliding windows count as full attention.
+
+    Args:
+        model_or_config: an MM1 or its configuration.
+
+    Example:
+
+    ```python
+    >>> from mm1_hf import MM1Config
+    >>> from mm1_hf.training.flops import causal_pairs, flops_formula
+
+    >>> formula = flops_formula(MM1Config.from_preset("mm1-3b"))
+    >>> row = formula.training(positions=4096, tiles=16, targets=1792, pairs=causal_pairs(4096))
+    >>> f"{row.total:.1e}"
+    '1.3e+14'
+
+    ```
     """
     model = model_or_config
     if isinstance(model, MM1Config):

@@ -10,7 +10,12 @@ PARTS = ("encoder", "connector", "decoder")
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter's name belongs to; the head is the decoder's. The model may be wrapped."""
+    """
+    The part that a parameter belongs to; the head is the decoder's.
+
+    Args:
+        name: the parameter's, also in a wrapped model.
+    """
     places = name.split(".")
     return "encoder" if "vision_tower" in places else "connector" if "connector" in places else "decoder"
 
@@ -19,8 +24,25 @@ def freeze(model: nn.Module, parts: Iterable[str]) -> None:
     """
     Excludes parts from training.
 
+    Args:
+        model: an MM1; it may be wrapped.
+        parts: of `"encoder"`, `"connector"` and `"decoder"`.
+
     Raises:
         ValueError: there is no such part.
+
+    Example:
+
+    ```python
+    >>> from mm1_hf import MM1Config, MM1ForConditionalGeneration
+    >>> from mm1_hf.training.parts import freeze
+
+    >>> model = MM1ForConditionalGeneration(MM1Config.from_preset("mm1-tiny"))
+    >>> freeze(model, ["encoder", "decoder"])
+    >>> {name.split(".")[1] for name, weight in model.named_parameters() if weight.requires_grad}
+    {'connector'}
+
+    ```
     """
     parts = _known(parts)
     for name, weight in model.named_parameters():
@@ -36,10 +58,26 @@ def parameter_groups(
     positions and queries do not.
 
     Args:
+        model: an MM1; it may be wrapped.
+        learning_rate: of every part that `learning_rates` does not name.
+        weight_decay: of the weights that decay, as the optimizer takes it.
         learning_rates: of the parts that differ from `learning_rate`.
 
     Raises:
         ValueError: there is no such part.
+
+    Example:
+
+    ```python
+    >>> from mm1_hf import MM1Config, MM1ForConditionalGeneration
+    >>> from mm1_hf.training.parts import parameter_groups
+
+    >>> model = MM1ForConditionalGeneration(MM1Config.from_preset("mm1-tiny"))
+    >>> groups = parameter_groups(model, 1e-5, weight_decay=0.1, learning_rates={"connector": 1e-3})
+    >>> sorted((group["lr"], group["weight_decay"]) for group in groups)
+    [(1e-05, 0.0), (1e-05, 0.1), (0.001, 0.0), (0.001, 0.1)]
+
+    ```
     """
     learning_rates = dict(learning_rates or {})
     _known(learning_rates)

@@ -16,6 +16,7 @@ def plan(preset: str, gpus: int, *, mfu: float = 0.4, peak_tflops: float = 989.0
     The paper's pre-training of a preset, planned, as text for a terminal.
 
     Args:
+        preset: its name, such as `"mm1-3b"`.
         gpus: devices, one row each in a pass.
         mfu: the share of the peak that is reached.
         peak_tflops: of one device, dense, in bfloat16; the default is an H100's.

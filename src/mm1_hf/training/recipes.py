@@ -106,15 +106,30 @@ class Recipe:
         self, output_dir: str, *, num_devices: int, rows_per_device: int = 1, **changes: Any
     ) -> TrainingArguments:
         """
+        The recipe on so many devices.
+
         Args:
+            output_dir: where checkpoints go.
             num_devices: ranks with data of their own. The ranks of one tensor-parallel group share theirs: count them once.
             rows_per_device: of one forward pass; what is missing to the batch is accumulated.
             changes: other fields, in place of the recipe's.
 
         Raises:
             ValueError: the batch does not divide.
+
+        Example:
+
+        ```python
+        >>> from mm1_hf.training.recipes import recipe
+
+        >>> sft = recipe("mm1-tiny", "sft")
+        >>> arguments = sft.training_arguments("run", num_devices=8, rows_per_device=4, use_cpu=True)
+        >>> arguments.gradient_accumulation_steps, arguments.max_steps
+        (8, 10000)
+
+        ```
         """
-        arguments = self.arguments | {
+        arguments: dict[str, Any] = self.arguments | {
             "output_dir": output_dir,
             "per_device_train_batch_size": rows_per_device,
             "gradient_accumulation_steps": accumulation_steps(self.batch_size, num_devices, rows_per_device),
@@ -224,6 +239,9 @@ def decoder_size(model_or_config: MM1ForConditionalGeneration | MM1Config) -> in
     """
     N of the learning-rate law: the decoder's parameters without embeddings and head. A mixture of experts counts as the
     dense decoder that it was made from, whose hyper-parameters it shares (MM1, section 4.3).
+
+    Args:
+        model_or_config: an MM1 or its configuration.
     """
     config = model_or_config if isinstance(model_or_config, MM1Config) else model_or_config.config
     text = config.text_config
@@ -240,6 +258,16 @@ def peak_learning_rate(decoder_parameters: int) -> float:
 
     Args:
         decoder_parameters: N, without embeddings and head.
+
+    Example:
+
+    ```python
+    >>> from mm1_hf.training.recipes import peak_learning_rate
+
+    >>> f"{peak_learning_rate(1_200_000_000):.1e}"
+    '8.6e-05'
+
+    ```
     """
     return math.exp(-0.4214 * math.log(decoder_parameters) - 0.5535)
 
@@ -247,6 +275,11 @@ def peak_learning_rate(decoder_parameters: int) -> float:
 def accumulation_steps(batch_size: int, num_devices: int, rows_per_device: int = 1) -> int:
     """
     Forward passes of one optimizer step.
+
+    Args:
+        batch_size: rows of the step.
+        num_devices: ranks with rows of their own.
+        rows_per_device: of one forward pass.
 
     Raises:
         ValueError: the batch is not a whole number of passes.

@@ -14,7 +14,23 @@ class MM1Trainer(MixtureTrainer):
     [`MixtureTrainer`] whose optimizer has a learning rate for each part.
 
     Args:
+        args, kwargs: those of `Trainer`.
         learning_rates: of the parts that differ from the arguments' `learning_rate`.
+
+    Example:
+
+    ```python
+    >>> from transformers import TrainingArguments
+    >>> from mm1_hf import MM1Config, MM1ForConditionalGeneration
+    >>> from mm1_hf.training.trainer import MM1Trainer
+
+    >>> model = MM1ForConditionalGeneration(MM1Config.from_preset("mm1-tiny"))
+    >>> arguments = TrainingArguments("run", learning_rate=1e-5, report_to="none", use_cpu=True)
+    >>> trainer = MM1Trainer(model, arguments, learning_rates={"connector": 1e-3})
+    >>> sorted({group["lr"] for group in trainer.create_optimizer().param_groups})
+    [1e-05, 0.001]
+
+    ```
     """
 
     def __init__(self, *args: Any, learning_rates: Mapping[str, float] | None = None, **kwargs: Any):
