@@ -91,6 +91,9 @@ class ExampleEncoder:
 
     def encode(self, documents: Sequence[Document]) -> list[list[Example] | Unusable]:
         """
+        Args:
+            documents: best many at once, whose texts are tokenised together.
+
         Returns:
             For every document its examples in order, or why it cannot be used.
         """
@@ -180,7 +183,13 @@ class ExampleEncoder:
 
     def pixel_values(self, example: Example) -> torch.Tensor:
         """
-        The example's images, decoded and cut: `(tiles, 3, tile, tile)`.
+        Decodes and cuts an example's images.
+
+        Args:
+            example: with one image or more.
+
+        Returns:
+            `(tiles, 3, tile, tile)`.
 
         Raises:
             Unusable: an image that is broken.

@@ -97,8 +97,12 @@ class Mixture(IterableDataset):
 
     def split(self, rank: int, world_size: int, rows_per_batch: int) -> None:
         """
-        Says which rank this is and how many rows its batches have. Ranks that share one batch, as those of a tensor-parallel
-        group, count as one.
+        Says whose batches these are. Ranks that share one batch, as those of a tensor-parallel group, count as one.
+
+        Args:
+            rank: this one's number among those with data of their own.
+            world_size: how many they are.
+            rows_per_batch: of one batch of this rank.
         """
         self.rank, self.world_size, self.rows_per_batch = rank, world_size, rows_per_batch
 
@@ -134,7 +138,12 @@ class Mixture(IterableDataset):
             batch += number
 
     def consumed(self, state: str) -> None:
-        """Notes that the batch that carries this state was trained on. Batches come in their order."""
+        """
+        Notes that a batch was trained on. Batches come in their order.
+
+        Args:
+            state: what the batch carries as `mixture_state`.
+        """
         after = json.loads(state)
         self._state = {
             "batches": after["batch"] + 1,
@@ -180,6 +189,9 @@ class Mixture(IterableDataset):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
         Goes to a place.
+
+        Args:
+            state: what [`~Mixture.state_dict`] gave, here or in another process.
 
         Raises:
             ValueError: the state is that of another mixture, of other settings or of another number of ranks.

@@ -22,7 +22,12 @@ class Records(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a place."""
+        """
+        Goes to a place.
+
+        Args:
+            state: what `state_dict` gave.
+        """
         ...
 
 

@@ -58,7 +58,11 @@ def image_gain(
     its own picture.
 
     Args:
+        model: as it was pre-trained, before any chat.
+        processor: the model's own.
         pairs: pictures, or their files, with their captions; two or more.
+        batch_size: pairs of one forward pass.
+        seed: of the shuffling.
 
     Raises:
         ValueError: fewer than two pairs.
@@ -95,6 +99,13 @@ def caption_losses(
 ) -> torch.Tensor:
     """
     Each caption's loss behind its picture, as pre-training sees it: the caption and the end of text.
+
+    Args:
+        model: as it was pre-trained, before any chat.
+        processor: the model's own.
+        pairs: pictures, or their files, with captions.
+        batch_size: pairs of one forward pass.
+        description: label of the progress bar.
 
     Returns:
         `(pairs,)`, nats per token, float32.

@@ -84,6 +84,9 @@ def load_settings(path: str | Path) -> PretrainingSettings:
     """
     Reads a YAML or JSON file.
 
+    Args:
+        path: of entries as [`PretrainingSettings`] has fields; the sources' are [`SourceSettings`]'.
+
     Raises:
         ValueError: it is neither, or has unknown, missing or wrong entries.
         OSError: it cannot be read.
@@ -119,7 +122,16 @@ def _from_mapping(kind: type[PretrainingSettings | SourceSettings], values: Any,
 
 
 def build_recipe(settings: PretrainingSettings, model: Any) -> Recipe:
-    """The recipe of the model's size with the settings' changes."""
+    """
+    The recipe of the model's size with the settings' changes.
+
+    Args:
+        settings: the run's.
+        model: a model or configuration, whose decoder's size the learning rate follows from.
+
+    Raises:
+        ValueError: a source without a weight whose name the recipe does not know.
+    """
     paper = recipe(model, settings.stage)
     data = {
         name: value
@@ -146,6 +158,9 @@ def build_recipe(settings: PretrainingSettings, model: Any) -> Recipe:
 def build_trainer(settings: PretrainingSettings) -> MM1Trainer:
     """
     The trainer of a run, with its model and its mixture.
+
+    Args:
+        settings: the run's.
 
     Raises:
         ValueError: settings that do not fit each other, the model or the data.
@@ -188,6 +203,12 @@ def build_trainer(settings: PretrainingSettings) -> MM1Trainer:
 def pretrain(settings: PretrainingSettings) -> MM1Trainer:
     """
     Runs a pre-training, or goes on with one, and saves the model and its processor to `output_dir`.
+
+    Args:
+        settings: the run's.
+
+    Returns:
+        The trainer, with the trained model.
 
     Raises:
         ValueError: settings that do not fit each other, the model or the data, or too many unusable records.

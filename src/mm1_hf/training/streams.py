@@ -112,6 +112,12 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """
     The newest checkpoint of a run that was written to its end, to resume from. Trainer writes its own state last; a run
     that was killed, or ran out of disk space, may have left a newer one without it.
+
+    Args:
+        output_dir: the run's.
+
+    Returns:
+        The checkpoint's folder, or `None` where there is none.
     """
     found = [
         folder
