@@ -78,16 +78,22 @@ def caption_csv(folder: Path) -> Path:
     return folder / "pairs.csv"
 
 
-def caption_tar(folder: Path, text: str = "txt") -> Path:
-    with tarfile.open(folder / "pairs-000.tar", "w") as tar:
-        for index in range(3):
-            caption = f"picture {index}"
-            caption = json.dumps({"caption": caption, "width": 30}) if text == "json" else caption + "\n"
-            for extension, data in (("png", png(index)), (text, caption.encode())):
-                info = tarfile.TarInfo(f"{index:05d}.{extension}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    return folder / "pairs-000.tar"
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def caption_tar(folder: Path, extension: str = "txt") -> Path:
+    files = {}
+    for index in range(3):
+        caption = f"picture {index}"
+        text = json.dumps({"caption": caption, "width": 30}) if extension == "json" else caption + "\n"
+        files |= {f"{index:05d}.png": png(index), f"{index:05d}.{extension}": text.encode()}
+    return write_tar(folder / "pairs-000.tar", files)
 
 
 def caption_tar_json(folder: Path) -> Path:
@@ -185,7 +191,7 @@ def test_a_folder_s_files_belong_to_the_splits_that_they_name(tmp_path):
     assert documents(tmp_path, "text", split="test") == [["test"]]
     assert documents(str(tmp_path / "train-*.jsonl"), "text", streaming=True) == [["train-0"], ["train-1"]]
     assert documents(tmp_path, "text", split="train[1:]") == [["train-1"]]
-    with pytest.raises(ValueError, match="has no split 'validation'; its files give test, train"):
+    with pytest.raises(ValueError, match="there is no split 'validation'; the files give test, train"):
         read(tmp_path, "text", split="validation")
     with pytest.raises(ValueError, match=r"matches files of several formats: jsonl, txt\. Name one"):
         read(str(tmp_path / "[!i]*"), "text")
@@ -207,12 +213,8 @@ def test_a_corrupt_image_is_counted_and_its_neighbours_are_read(format, streamin
         features = Features({"image": Image(), "text": Value("string")})
         Dataset.from_list(rows, features=features).to_parquet(tmp_path / "data" / "p.parquet")
     elif format == "tar":
-        with tarfile.open(tmp_path / "data" / "p.tar", "w") as tar:
-            for index in range(3):
-                for extension, data in (("png", png(index)[: 20 if index == 1 else None]), ("txt", b"a")):
-                    info = tarfile.TarInfo(f"{index}.{extension}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+        pairs = [{f"{i}.png": png(i)[: 20 if i == 1 else None], f"{i}.txt": b"a"} for i in range(3)]
+        write_tar(tmp_path / "data" / "p.tar", pairs[0] | pairs[1] | pairs[2])
     else:
         caption_lines(tmp_path / "data")
         (tmp_path / "data" / "images" / "1.png").write_bytes(png(1)[:20])
@@ -246,6 +248,58 @@ def test_a_broken_line_is_counted_and_its_neighbours_are_read(compress, streamin
             drops.drop("web", error)
     assert texts == ["a", "Ä\u2028"]
     assert drops.report()["web"]["dropped"] == {"corrupt record": 2, "not a record of this layout": 2}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_archives_of_different_and_of_broken_samples_are_read(streaming, tmp_path):
+    first = {
+        "a/0.png": png(0),
+        "a/0.txt": b"zero",
+        # Not one kind of image or of text everywhere, and files that are neither.
+        "a/1.PNG": png(1),
+        "a/1.json": b'{"text": "one"}',
+        "a/1.cls": b"five",
+        "a/.hidden.txt": b"no",
+        "b/1.png": png(2),
+        "b/1.txt": b"two",
+        "3.png": png(3),
+        "3.json": b"{",
+        "4.png": png(4),
+        "4.txt": b"\xff",
+        "5.png": png(5),
+    }
+    write_tar(tmp_path / "0.tar", first)
+    files = {"6.png": png(6), "6.txt": b"six", "7.png": png(7), "7.txt": b"seven"}
+    whole = write_tar(tmp_path / "1.tar", files).read_bytes()
+    assert len(png(6)) < 512, "a block each: 6.png's header, 6.png, 6.txt's header, 6.txt, and so on"
+    # Cut within a file, and within a header.
+    (tmp_path / "1.tar").write_bytes(whole[: 5 * 512 + 10])
+    (tmp_path / "10.tar").write_bytes(whole[: 4 * 512 + 10])
+    (tmp_path / "11.tar").write_bytes(write_tar(tmp_path / "11.tar", {"9.txt": b""}).read_bytes()[:512])
+    write_tar(tmp_path / "2.tar", {"8.png": png(8), "8.txt": b"eight"})
+    (tmp_path / "3.tar").write_bytes(b"")
+    drops, found = Drops(), []
+    for record in read(tmp_path, "caption", streaming=streaming):
+        drops.seen("web")
+        try:
+            found.append(contents(LAYOUTS["caption"](record, "web")))
+        except Unusable as error:
+            drops.drop("web", error)
+    assert found[:3] == [[0, "zero"], [1, "one"], [2, "two"]]
+    assert found[-1] == [8, "eight"]
+    assert drops.report()["web"]["dropped"] == {
+        "corrupt record": 2,
+        "not a record of this layout": 2,
+        "corrupt archive": 4,
+    }
+
+
+def test_a_part_of_an_archive_is_read_and_a_changed_one_read_again(tmp_path):
+    path = caption_tar(tmp_path)
+    assert documents(path, "caption", split="train[1:]") == [[1, "picture 1"], [2, "picture 2"]]
+    assert documents(path, "caption", split="train[:34%]") == [[0, "picture 0"]]
+    write_tar(path, {"a.png": png(5), "a.txt": b"five"})
+    assert documents(path, "caption") == [[5, "five"]]
 
 
 def test_a_stream_divides_over_ranks_by_its_files(tmp_path):
@@ -309,7 +363,8 @@ def test_the_folder_of_many_records_costs_no_memory(tmp_path):
         ("a.parquet", None, "text", "has no records in 'train'|corresponds to no data"),
         ("a.json", '[{"text": "a"}, {"text":', "text", "a.json cannot be read: ValueError"),
         ("a.parquet", "no parquet", "text", "a.parquet cannot be read: .*[Pp]arquet"),
-        ("a.tar", "no tar at all", "caption", "a.tar cannot be read: "),
+        ("a.tar", "no tar at all", "caption", r"a.tar cannot be read: /.*a\.tar: "),
+        ("a.tar", "", "caption", r"a.tar cannot be read: /.*a\.tar: "),
         ("a.jsonl", '{"words": "a"}', "text", r"is not of the layout 'text': .* it has the columns \['words'\]"),
         ("a.png", "", "caption", r"There is no data file at .*; give files of parquet|a.png is no file of parquet"),
     ],

@@ -4,8 +4,8 @@ The layouts that data sets come in, record by record to a [`Document`].
 Every layout is a function of a record and of where it comes from. It raises [`Unusable`] for a record that it cannot read.
 Only where a layout has a place for an image does an image stand there: `<image>` written in a text stays text.
 
-Two keys are [`~mm1_hf.data.readers.read`]'s: relative paths are from the folder under `__folder__`, and `__line__` is a line
-of JSON that holds the record.
+Some keys are [`~mm1_hf.data.readers.read`]'s: relative paths are from the folder under `__folder__`; `__line__` is a line of
+JSON that holds the record; `__files__` are those of a sample in a WebDataset archive, which is a record by their extensions.
 """
 
 import functools
@@ -31,32 +31,57 @@ class Layout(Protocol):
 
 FOLDER = "__folder__"
 LINE = "__line__"
+FILES = "__files__"
 WRONG_LAYOUT = "not a record of this layout"
+CORRUPT_ARCHIVE = "corrupt archive"
 
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_url", "url")
 _CAPTION_COLUMNS = ("caption", "text", "txt")
 _PLACE = "<image>"
 
 
-def _of_lines(layout: Layout) -> Layout:
-    """The layout, also of records that are still a line of JSON."""
+def _unwrapping(layout: Layout) -> Layout:
+    """The layout, also of records that are still a line of JSON or the files of an archive."""
 
     @functools.wraps(layout)
     def read(record: Record, name: str = "") -> Document:
-        if LINE in record:
-            try:
-                line = json.loads(record[LINE])
-            except ValueError as error:
-                raise Unusable("corrupt record", f"{name}: {error}: {record[LINE]!r:.100}") from error
-            if not isinstance(line, dict):
-                raise Unusable(WRONG_LAYOUT, f"{name}: a line is {line!r:.100}, not an object")
-            record = line | ({FOLDER: record[FOLDER]} if FOLDER in record else {})
+        for key, unwrap in ((LINE, _of_line), (FILES, _of_files)):
+            if key in record:
+                found = unwrap(record, name)
+                record = found | ({FOLDER: record[FOLDER]} if FOLDER in record else {})
         return layout(record, name)
 
     return read
 
 
-@_of_lines
+def _of_line(record: Record, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(record[LINE])
+    except ValueError as error:
+        raise Unusable("corrupt record", f"{name}: {error}: {record[LINE]!r:.100}") from error
+    if not isinstance(found, dict):
+        raise Unusable(WRONG_LAYOUT, f"{name}: a line is {found!r:.100}, not an object")
+    return found
+
+
+def _of_files(record: Record, name: str) -> dict[str, Any]:
+    if record.get("__error__") is not None:
+        raise Unusable(CORRUPT_ARCHIVE, record["__error__"])
+    found: dict[str, Any] = {"__key__": record.get("__key__")}
+    for file in record[FILES]:
+        extension, content = file["extension"].lower(), file["bytes"]
+        try:
+            if extension == "json":
+                content = json.loads(content)
+            elif extension in _CAPTION_COLUMNS:
+                content = content.decode()
+        except ValueError as error:
+            raise Unusable("corrupt record", f"{_name(found, name)}.{extension}: {error}") from error
+        found[extension] = content
+    return found
+
+
+@_unwrapping
 def documents(record: Record, name: str = "") -> Document:
     """
     The package's own layout, which [`to_record`] writes: `parts`, a list in reading order, of which each has a `text` or an
@@ -88,7 +113,7 @@ def to_record(document: Document) -> dict[str, Any]:
     return {"kind": document.kind, "name": document.name, "parts": parts}
 
 
-@_of_lines
+@_unwrapping
 def caption(record: Record, name: str = "") -> Document:
     """
     A pair, WebDataset's or a table's: the image under `image`, `jpg`, `jpeg`, `png`, `webp`, `image_url` or `url`, and what
@@ -102,11 +127,11 @@ def caption(record: Record, name: str = "") -> Document:
     if text is None and isinstance(record.get("json"), Mapping):
         text = _first(record["json"], _CAPTION_COLUMNS)
     if record.keys().isdisjoint(_IMAGE_COLUMNS) or record.keys().isdisjoint((*_CAPTION_COLUMNS, "json")):
-        raise Unusable(WRONG_LAYOUT, f"{name}: it has the columns {sorted(record)}")
+        raise Unusable(WRONG_LAYOUT, f"{name}: it has the columns {_columns(record)}")
     return _document([_image(image, record, name), _text(text or "", name).strip()], name, "caption")
 
 
-@_of_lines
+@_unwrapping
 def llava(record: Record, name: str = "") -> Document:
     """
     LLaVA's JSON: `conversations`, turns of `{"from": "human" or "gpt", "value": text}`, and `image`, a path or a list of
@@ -141,7 +166,7 @@ def llava(record: Record, name: str = "") -> Document:
     return _document([*parts, line], name)
 
 
-@_of_lines
+@_unwrapping
 def obelics(record: Record, name: str = "") -> Document:
     """
     OBELICS: `images` and `texts`, lists of one length, of which at every place one has something and the other `None`. An
@@ -161,7 +186,7 @@ def obelics(record: Record, name: str = "") -> Document:
     return _document(parts, name)
 
 
-@_of_lines
+@_unwrapping
 def mmc4(record: Record, name: str = "") -> Document:
     """
     MMC4: `text_list`, sentences, and `image_info`, in which `matched_text_index` says before which sentence an image comes.
@@ -197,12 +222,12 @@ def _mmc4_image(info: Record, record: Record, name: str) -> ImagePart:
     return _image(url, record, name)
 
 
-@_of_lines
+@_unwrapping
 def text(record: Record, name: str = "") -> Document:
     """Plain text under `text`; other columns are left out."""
     name = _name(record, name)
     if "text" not in record:
-        raise Unusable(WRONG_LAYOUT, f"{name}: it has the columns {sorted(record)}")
+        raise Unusable(WRONG_LAYOUT, f"{name}: it has the columns {_columns(record)}")
     return _document([_text(record["text"], name)], name)
 
 
@@ -250,9 +275,13 @@ def _list(record: Record, column: str, name: str) -> list[Any]:
     value = record.get(column)
     if not isinstance(value, list):
         raise Unusable(
-            WRONG_LAYOUT, f"{name}: {column} is {value!r:.100}, not a list; it has the columns {sorted(record)}"
+            WRONG_LAYOUT, f"{name}: {column} is {value!r:.100}, not a list; it has the columns {_columns(record)}"
         )
     return value
+
+
+def _columns(record: Record) -> list[str]:
+    return sorted(column for column in record if column != FOLDER)
 
 
 def _first(record: Record, columns: Iterable[str]) -> Any:

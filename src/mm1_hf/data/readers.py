@@ -15,13 +15,15 @@ from datasets import (
     Image,
     IterableDataset,
     List,
+    ReadInstruction,
     Value,
     concatenate_datasets,
     load_dataset_builder,
 )
 
+from mm1_hf.data.archives import SAMPLE_FEATURES, read_archives
 from mm1_hf.data.documents import Unusable
-from mm1_hf.data.layouts import FOLDER, LAYOUTS, LINE, WRONG_LAYOUT
+from mm1_hf.data.layouts import CORRUPT_ARCHIVE, FOLDER, LAYOUTS, LINE, WRONG_LAYOUT
 
 
 # Of a folder with files of several formats, the first of these is read: pictures and notes lie beside data.
@@ -60,8 +62,8 @@ def read(
 
     Returns:
         The records. Those of local files have their folder (if there are several, the one that holds them all) under
-        `__folder__`, from which layouts take relative paths. Those of JSON lines are whole lines under `__line__`, so that a
-        broken line is a record that its layout refuses, and values of any type may stand beside each other.
+        `__folder__`, from which layouts take relative paths. Those of JSON lines are whole lines under `__line__`, and those
+        of archives their files under `__files__`, so that a broken one is a record that its layout refuses.
 
     Raises:
         ValueError: there is no such layout, file or split, the data cannot be read, are of another layout or empty.
@@ -70,27 +72,11 @@ def read(
         raise ValueError(f"There is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
     source = os.fspath(path_or_id)
     files = _local_files(source)
-    folder: str | None = None
-    kind = None
-    dataset: Dataset | IterableDataset | None = None
-    if files is not None:
-        name = split.partition("[")[0]
-        if name not in files:
-            raise ValueError(f"{path_or_id} has no split {name!r}; its files give {', '.join(files)}.")
-        source = folder = os.path.commonpath([os.path.dirname(file) for file in files[name]])
-        options = {"data_files": files} | options
-        kind = _format(files[name][0])
-        if kind in ("jsonl", "ndjson"):
-            source, options = "text", _LINES | options
-        elif kind == "txt":
-            options = {"sample_by": "document"} | options
     try:
-        builder = load_dataset_builder(source, **options)
-        if folder is not None:
-            # Those of an earlier reading, from the cache, would give a stream steps that its saved place does not know.
-            builder.info.features = options.get("features")
-        # JSON that is one list cannot be read in pieces.
-        dataset = _stream(builder, split) if streaming and kind != "json" else _table(builder, split)
+        if files is None:
+            dataset = _open(load_dataset_builder(source, **options), split, streaming)
+        else:
+            dataset = _open_files(files, split, streaming, options)
         first = list(islice(dataset, 10))
     # What datasets raises for an empty file.
     except (StopIteration, IndexError):
@@ -98,15 +84,10 @@ def read(
     except Exception as error:
         cause = error.__cause__ or error
         raise ValueError(f"{path_or_id} cannot be read: {type(cause).__name__}: {cause}") from error
-    if dataset is None or not first:
+    if not first:
         raise ValueError(f"{path_or_id} has no records in {split!r}.")
-    if kind in ("jsonl", "ndjson"):
-        dataset = dataset.rename_column("text", LINE)
-        first = [{LINE: record["text"]} for record in first]
     _try_layout(first, layout, str(path_or_id))
-    if streaming and isinstance(dataset, Dataset):
-        dataset = dataset.to_iterable_dataset()
-    return dataset if folder is None else _with_folder(dataset, folder)
+    return dataset
 
 
 def _local_files(path: str) -> dict[str, list[str]] | None:
@@ -146,18 +127,57 @@ def _format(file: str) -> str | None:
     return match[1] if match and match[1] in FORMATS else None
 
 
-def _stream(builder: DatasetBuilder, split: str) -> IterableDataset:
-    dataset = cast(IterableDataset, builder.as_streaming_dataset(split))
-    # Unknown for formats that hold no images.
-    undecoded = _undecoded(dataset.features)
-    return dataset if undecoded == dataset.features else dataset.cast(undecoded)
+def _open_files(
+    files: dict[str, list[str]], split: str, streaming: bool, options: dict[str, Any]
+) -> Dataset | IterableDataset:
+    name = split.partition("[")[0]
+    if name not in files:
+        raise ValueError(f"there is no split {name!r}; the files give {', '.join(files)}")
+    folder = os.path.commonpath([os.path.dirname(file) for file in files[name]])
+    kind = _format(files[name][0])
+    if kind == "tar":
+        return _with_folder(_open_archives(files[name], split, streaming, options), folder)
+    source = folder
+    options = {"data_files": files} | options
+    if kind in ("jsonl", "ndjson"):
+        source, options = "text", _LINES | options
+    elif kind == "txt":
+        options = {"sample_by": "document"} | options
+    builder = load_dataset_builder(source, **options)
+    # Those of an earlier reading, from the cache, would give a stream steps that its saved place does not know.
+    builder.info.features = options.get("features")
+    # JSON that is one list cannot be read in pieces.
+    dataset = _open(builder, split, streaming and kind != "json")
+    if kind in ("jsonl", "ndjson"):
+        dataset = dataset.rename_column("text", LINE)
+    if streaming and isinstance(dataset, Dataset):
+        dataset = dataset.to_iterable_dataset()
+    return _with_folder(dataset, folder)
 
 
-def _table(builder: DatasetBuilder, split: str) -> Dataset:
+def _open(builder: DatasetBuilder, split: str, streaming: bool) -> Dataset | IterableDataset:
+    """With every image left as its bytes or path."""
+    if streaming:
+        stream = cast(IterableDataset, builder.as_streaming_dataset(split))
+        # Unknown for formats that hold no images.
+        undecoded = _undecoded(stream.features)
+        return stream if undecoded == stream.features else stream.cast(undecoded)
     builder.download_and_prepare()
     # Not by a cast afterwards, which writes lists of images once more.
     builder.info.features = _undecoded(builder.info.features)
     return cast(Dataset, builder.as_dataset(split))
+
+
+def _open_archives(
+    files: list[str], split: str, streaming: bool, options: dict[str, Any]
+) -> Dataset | IterableDataset:
+    archives = [(file, os.stat(file).st_mtime_ns) for file in files]
+    if streaming:
+        return IterableDataset.from_generator(read_archives, SAMPLE_FEATURES, {"archives": archives})
+    dataset = Dataset.from_generator(read_archives, SAMPLE_FEATURES, gen_kwargs={"archives": archives}, **options)
+    name = split.partition("[")[0]
+    (part,) = ReadInstruction.from_spec(split).to_absolute({name: len(dataset)})
+    return dataset.select(range(len(dataset))[part.from_ : part.to])
 
 
 def _undecoded(feature: Any) -> Any:
@@ -176,7 +196,12 @@ def _try_layout(records: list[dict[str, Any]], layout: str, name: str) -> None:
             LAYOUTS[layout](record, name)
         except Unusable as error:
             errors.append(error)
-    if len(errors) == len(records) and {error.reason for error in errors} == {WRONG_LAYOUT}:
+    reasons = {error.reason for error in errors}
+    if len(errors) < len(records):
+        return
+    if reasons == {CORRUPT_ARCHIVE}:
+        raise ValueError(f"{name} cannot be read: {errors[0].detail}")
+    if reasons == {WRONG_LAYOUT}:
         raise ValueError(
             f"{name} is not of the layout {layout!r}: {errors[0].detail}. See mm1_hf.data.layouts for what the layouts "
             f"{', '.join(LAYOUTS)} read."
