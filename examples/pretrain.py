@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="what prepare_pretraining_data.py wrote")
     parser.add_argument("--output", type=Path, required=True, help="where the checkpoints and the model go")
-    parser.add_argument("--steps", type=int, default=200, help="of 4 rows of 512 positions (default: 200)")
+    parser.add_argument("--steps", type=int, default=120, help="of 4 rows of 512 positions (default: 120)")
     parser.add_argument("--captions", type=int, default=320, help="held-out captions to measure on (default: 320)")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -104,7 +104,7 @@ def main() -> None:
 
     encoder = ExampleEncoder(processor, SEQUENCE_LENGTH)
     mixture = Mixture(training, encoder, window=64)
-    before = held_out_losses(model.to(device), encoder, options.data, rows=8)
+    before = held_out_losses(model.to(device), encoder, options.data, rows=6)
 
     stage = replace(recipe(model, "pretrain"), batch_size=4)
     arguments = stage.training_arguments(
@@ -129,7 +129,7 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(options.output))
     trainer.save_model()
 
-    after = held_out_losses(model, encoder, options.data, rows=8)
+    after = held_out_losses(model, encoder, options.data, rows=6)
     held_out = sources(options.data, "test")[1].dataset
     pairs = [(record["image"]["bytes"], record["text"]) for record in islice(held_out, options.captions)]
     seen = image_gain(model, processor, pairs)

@@ -53,6 +53,9 @@ def open_image(source: Any) -> Image.Image:
     """
     What [`fetch_images`] does for one picture, with the errors of whoever raises them: `FileNotFoundError` where there is
     nothing, and nearly anything where there is something broken.
+
+    Args:
+        source: a picture, a file's bytes, a path, a URL or base64.
     """
     image = source if isinstance(source, Image.Image) else Image.open(_source(source))
     if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
@@ -63,7 +66,12 @@ def open_image(source: Any) -> Image.Image:
 
 
 def image_size(source: Any) -> tuple[int, int]:
-    """`(height, width)` of what [`open_image`] gives, which raises the same. No pixel of a file is decoded."""
+    """
+    `(height, width)` of what [`open_image`] gives, which raises the same. No pixel of a file is decoded.
+
+    Args:
+        source: as [`open_image`] takes it.
+    """
     if isinstance(source, Image.Image):
         return _upright_size(source)
     with Image.open(_source(source)) as image:
@@ -75,7 +83,12 @@ def image_size(source: Any) -> tuple[int, int]:
 
 
 def image_bytes(source: Any) -> bytes:
-    """The bytes of the file that [`open_image`] opens, with its errors; those of a picture are a PNG's."""
+    """
+    The bytes of the file that [`open_image`] opens, with its errors; those of a picture are a PNG's.
+
+    Args:
+        source: as [`open_image`] takes it.
+    """
     if isinstance(source, Image.Image):
         file = BytesIO()
         source.save(file, "PNG")
@@ -121,6 +134,11 @@ def _source(image: Any) -> Any:
 
 def fetch_url(url: str) -> bytes:
     """
+    What a URL gives.
+
+    Args:
+        url: `http` or `https`.
+
     Raises:
         FileNotFoundError: nothing comes from there.
     """

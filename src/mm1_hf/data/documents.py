@@ -132,6 +132,9 @@ class Drops:
     Args:
         max_share: of a source's records that may be left out.
         min_seen: records of a source before it is judged, unless it ends earlier.
+
+    Raises:
+        ValueError: `max_share` is not a share.
     """
 
     def __init__(self, max_share: float = 0.05, min_seen: int = 100) -> None:
@@ -147,6 +150,9 @@ class Drops:
         """
         A record of `source` was read; to be said of every one, before what is wrong with it.
 
+        Args:
+            source: its name.
+
         Raises:
             ValueError: too many of the source's records are left out.
         """
@@ -157,6 +163,10 @@ class Drops:
     def drop(self, source: str, why: Unusable) -> None:
         """
         The record last seen is left out.
+
+        Args:
+            source: its name.
+            why: the reason.
 
         Raises:
             ValueError: too many of the source's records are left out.
@@ -173,6 +183,9 @@ class Drops:
         """
         `source` has no more records.
 
+        Args:
+            source: its name.
+
         Raises:
             ValueError: too many of them were left out.
         """
@@ -181,6 +194,9 @@ class Drops:
     def merge(self, other: "Drops") -> None:
         """
         Adds what another one counted, such as a data worker's.
+
+        Args:
+            other: it stays as it is.
 
         Raises:
             ValueError: together, too many records of a source are left out.
@@ -209,7 +225,12 @@ class Drops:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what [`~Drops.state_dict`] gave."""
+        """
+        Goes on from what [`~Drops.state_dict`] gave.
+
+        Args:
+            state: it.
+        """
         self._seen = Counter(state["seen"])
         self._dropped = {source: Counter(reasons) for source, reasons in state["dropped"].items()}
         self._examples = {source: dict(examples) for source, examples in state["examples"].items()}

@@ -41,11 +41,21 @@ class ImageRepeats:
         self._pages: Counter[bytes] = Counter()
 
     def add(self, page: Document) -> None:
-        """Counts the images of a page, each once; one that cannot be read by its address alone."""
+        """
+        Counts the images of a page, each once; one that cannot be read by its address alone.
+
+        Args:
+            page: as [`~mm1_hf.data.html.html_document`] gives it.
+        """
         self._pages.update({key for image in page.images for key in _keys(image)})
 
     def number(self, image: ImagePart) -> int:
-        """Pages with this address or this file, whichever are more."""
+        """
+        Pages with this address or this file, whichever are more.
+
+        Args:
+            image: of one of the pages.
+        """
         return max((self._pages[key] for key in _keys(image)), default=0)
 
 
@@ -60,6 +70,7 @@ def filter_page(
         page: as [`~mm1_hf.data.html.html_document`] gives it.
         repeats: of all pages' images.
         counts: grows by what is kept (`"page"`, `"image"`) and left out (`"page: "` or `"image: "` and why).
+        rules: unset, the paper's.
     """
     rules = rules or PageRules()
     why = None

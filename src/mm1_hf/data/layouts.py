@@ -101,7 +101,12 @@ def documents(record: Record, name: str = "") -> Document:
 
 
 def to_record(document: Document) -> dict[str, Any]:
-    """A document in the layout `documents`. Pictures become PNG files."""
+    """
+    A document in the layout `documents`. Pictures become PNG files.
+
+    Args:
+        document: any.
+    """
     parts = []
     for part in document.parts:
         if isinstance(part, str):
