@@ -6,7 +6,8 @@ from PIL import Image
 from tiny import byte_tokenizer, tiny_decoder, tiny_mm1, tiny_vision
 from transformers import CLIPImageProcessor
 
-from mm1_hf import MM1ConnectorConfig
+from mm1_hf import MM1Config, MM1ConnectorConfig
+from mm1_hf.training.pretraining import build_recipe, load_settings
 
 
 README = Path(__file__).parents[1] / "README.md"
@@ -41,3 +42,12 @@ def test_the_second_example_runs_as_written(folder, capsys, monkeypatch):
     exec(SECOND, {})
     printed = capsys.readouterr().out
     assert "c_abstractor, 4 tokens per tile" in printed and "trainable params" in printed
+
+
+def test_the_settings_of_a_pretraining_are_valid(folder):
+    (settings,) = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (folder / "pretrain.yaml").write_text(settings, encoding="utf-8")
+    loaded = load_settings("pretrain.yaml")
+    stage = build_recipe(loaded, MM1Config.from_preset("mm1-3b"))
+    assert stage.data.mixture == {"interleaved": 0.45, "caption": 0.45, "text": 0.10}
+    assert stage.arguments["save_steps"] == 500 and stage.arguments["max_steps"] == 200_000
