@@ -1,12 +1,14 @@
 """
 Images per second on one core: MM1's image processor beside those of LLaVA-NeXT, LLaVA-OneVision and Idefics3, with the same
-number and size of tiles, and beside the floor of one resize to the grid and one to the overview.
+number and size of tiles, and beside the floor of one resize to the grid and one to the overview. README.md says how to read
+the results.
 
     python benchmarks/image_processing.py --photo FILE --output benchmarks/results/image_processing.json
 """
 
 import argparse
 import json
+import os
 import platform
 import random
 import statistics
@@ -21,11 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+import transformers
 from PIL import Image
 from tqdm import tqdm
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.utils import is_torchvision_available
 
 from mm1_hf import MM1ImageProcessor
 
@@ -35,36 +36,46 @@ TILE_SIDES = (364, 672)
 # A grid of 2 x 2 and the overview.
 TILES = 5
 MEGAPIXELS = (0.3, 1.0, 3.0, 12.0)
-ROUNDS = 21
 OURS = ("mm1_hf", "mm1_hf, uint8 tiles")
+FLOORS = ("floor", "floor, channels last")
 
 
 def rivals(tile: int) -> dict[str, Any]:
+    """Every backend of each, by name."""
     side, bicubic = {"height": tile, "width": tile}, Image.Resampling.BICUBIC
     grid = {"image_grid_pinpoints": [[2 * tile, 2 * tile]], "resample": bicubic}
-    return {
-        "LLaVA-NeXT": LlavaNextImageProcessorPil(size={"shortest_edge": tile}, crop_size=side, **grid),
-        "LLaVA-OneVision": LlavaOnevisionImageProcessorPil(size=side, **grid),
-        "Idefics3": Idefics3ImageProcessorPil(
-            size={"longest_edge": 2 * tile}, max_image_size={"longest_edge": tile}, resample=bicubic
+    settings: dict[str, tuple[str, dict[str, Any]]] = {
+        "LLaVA-NeXT": ("LlavaNextImageProcessor", {"size": {"shortest_edge": tile}, "crop_size": side, **grid}),
+        "LLaVA-OneVision": ("LlavaOnevisionImageProcessor", {"size": side, **grid}),
+        "Idefics3": (
+            "Idefics3ImageProcessor",
+            {"size": {"longest_edge": 2 * tile}, "max_image_size": {"longest_edge": tile}, "resample": bicubic},
         ),
+    }
+    backends = {"Pillow": "Pil"} | ({"torchvision": ""} if is_torchvision_available() else {})
+    return {
+        f"{name}, {backend}": getattr(transformers, class_name + suffix)(**given)
+        for name, (class_name, given) in settings.items()
+        for backend, suffix in backends.items()
     }
 
 
-def floor(image: Image.Image | np.ndarray, sizes: list[tuple[int, int]]) -> None:
+def floor(image: Image.Image | np.ndarray, sizes: list[tuple[int, int]], channels_last: bool) -> None:
     """The two resizes that any such processor needs, by the kernel that ours uses, and nothing around them."""
-    pixels = torch.from_numpy(np.array(image) if isinstance(image, Image.Image) else image).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(np.array(image) if isinstance(image, Image.Image) else image)
+    # The stride of a batch of one decides in which order the kernel leaves the channels.
+    batch = pixels[None].permute(0, 3, 1, 2) if channels_last else pixels.permute(2, 0, 1)[None]
     for size in sizes:
-        F.interpolate(pixels, size=size, mode="bicubic", antialias=True)
+        F.interpolate(batch, size=size, mode="bicubic", antialias=True)
 
 
-def time_all(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+def time_all(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of the one core, which other programs do not add to. The calls take turns in an order that changes,
     because each finds the caches and the free memory that the one before it left."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     shuffle = random.Random(0).shuffle
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         shuffle(order)
         for name in order:
             start = time.process_time()
@@ -73,7 +84,7 @@ def time_all(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def measure(photo: Image.Image) -> list[dict]:
+def measure(photo: Image.Image, rounds: int) -> list[dict]:
     rows = []
     for tile in TILE_SIDES:
         processors = {name: MM1ImageProcessor(size=tile, min_tiles=4, max_tiles=4) for name in OURS}
@@ -91,8 +102,9 @@ def measure(photo: Image.Image) -> list[dict]:
                     shape = tuple(call()["pixel_values"].shape)
                     if np.prod(shape[:-3]) != TILES or shape[-2:] != (tile, tile):
                         raise SystemExit(f"{name} gave {shape}, which is not {TILES} tiles of {tile}: no comparison.")
-                calls["floor"] = partial(floor, given, sizes)
-                seconds = time_all(calls)
+                for name in FLOORS:
+                    calls[name] = partial(floor, given, sizes, channels_last=name != "floor")
+                seconds = time_all(calls, rounds)
                 fastest = min(set(processors) - set(OURS), key=seconds.__getitem__)
                 rows.append(
                     {
@@ -103,9 +115,24 @@ def measure(photo: Image.Image) -> list[dict]:
                         "fastest_rival": fastest,
                         "times_the_fastest_rival": {name: round(seconds[fastest] / seconds[name], 2) for name in OURS},
                         "times_the_floor": {name: round(seconds[name] / seconds["floor"], 2) for name in OURS},
+                        "times_the_channels_last_floor": {
+                            name: round(seconds[name] / seconds["floor, channels last"], 2) for name in OURS
+                        },
                     }
                 )
     return rows
+
+
+def summary(rows: list[dict]) -> dict[str, dict[str, float]]:
+    """The worst of all rows."""
+    return {
+        name: {
+            "least_times_the_fastest_rival": min(row["times_the_fastest_rival"][name] for row in rows),
+            "most_times_the_floor": max(row["times_the_floor"][name] for row in rows),
+            "most_times_the_channels_last_floor": max(row["times_the_channels_last_floor"][name] for row in rows),
+        }
+        for name in OURS
+    }
 
 
 def draw(rows: list[dict], path: Path) -> None:
@@ -119,7 +146,9 @@ def draw(rows: list[dict], path: Path) -> None:
     for panel, tile in zip(panels, TILE_SIDES, strict=True):
         selected = [row for row in rows if row["tile"] == tile and row["input"] == "Pillow"]
         for name in selected[0]["images_per_second"]:
-            style = {"color": "grey", "linestyle": "--"} if name == "floor" else {"marker": "o", "markersize": 3}
+            style: dict[str, Any] = {"marker": "o", "markersize": 3}
+            if name in FLOORS:
+                style = {"color": "grey", "linestyle": "--" if name == "floor" else ":"}
             panel.plot(MEGAPIXELS, [row["images_per_second"][name] for row in selected], label=name, **style)
         panel.set(xscale="log", yscale="log", xlabel="megapixels", title=f"{TILES} tiles of {tile} pixels")
         panel.set_xticks(MEGAPIXELS, [f"{value:g}" for value in MEGAPIXELS], minor=False)
@@ -133,22 +162,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photo", type=Path, required=True, help="a photograph, resized to each number of megapixels")
     parser.add_argument("--output", type=Path, required=True, help="where the JSON goes, and a chart beside it")
+    parser.add_argument("--rounds", type=int, default=21, help="times that each is called (default: 21)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = measure(Image.open(arguments.photo).convert("RGB"))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    load = os.getloadavg()[0]
+    rows = measure(Image.open(arguments.photo).convert("RGB"), arguments.rounds)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent,
+    ).stdout.strip()
+    packages = ["mm1_hf", "transformers", "torch", "pillow", "numpy"]
+    if is_torchvision_available():
+        packages.append("torchvision")
     result = {
         "what": (
             f"{TILES} tiles per photograph (2 x 2 and the overview), one photograph per call, bicubic, one thread; median "
-            f"CPU time of {ROUNDS} rounds in which all take turns in random order"
+            f"CPU time of {arguments.rounds} rounds in which all take turns in random order"
         ),
-        "backends": "the rivals' Pillow and NumPy backends of transformers; torchvision is not installed",
-        "floor": "torch's uint8 resize to the grid and to the overview; of a Pillow image, its conversion to an array too",
+        "floor": (
+            "torch's uint8 resize to the grid and to the overview, channels first as models take them; of a Pillow image, "
+            "its conversion by np.array too"
+        ),
+        "floor, channels last": "the same resizes without bringing the channels first",
         "photo": arguments.photo.name,
-        "hardware": _processor(),
+        "hardware": f"{_processor()}, {os.cpu_count()} logical cores",
+        "load_before": round(load, 2),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("mm1_hf", "transformers", "torch", "pillow", "numpy")},
+        **{name: version(name) for name in packages},
         "commit": commit,
+        "summary": summary(rows),
         "rows": rows,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -157,6 +202,7 @@ def main() -> None:
     for row in rows:
         print(row["tile"], row["megapixels"], row["input"], row["images_per_second"], sep="  ")
         print("    times", row["fastest_rival"], row["times_the_fastest_rival"], "floor", row["times_the_floor"])
+    print(json.dumps(result["summary"], indent=2))
 
 
 def _processor() -> str:
