@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from io import BytesIO
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -215,6 +215,7 @@ def test_the_limit_is_a_share():
         Drops(max_share=5)
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from([None, "no text", "corrupt image"]))), st.data())
 def test_workers_counts_add_up_and_survive_json(records, data):
     """Records read by two workers, one of which is stopped and resumed, count as if one had read them all."""
