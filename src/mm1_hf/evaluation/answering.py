@@ -1,6 +1,6 @@
 """Short answers to questions about pictures, in batches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
@@ -70,7 +70,9 @@ def answer(
                 return_tensors="pt",
                 processor_kwargs={"images": [[image] for image, _ in chunk], "padding": True},
             ).to(model.device, model.dtype)
-            tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            # transformers annotates `generate` with a protocol that its own mixin does not fulfil.
+            generate: Callable[..., torch.Tensor] = model.generate  # ty: ignore[invalid-assignment]
+            tokens = generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
             texts = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             answers.extend(text.strip() for text in texts)
             bar.update(len(chunk))
