@@ -3,7 +3,7 @@
 import copy
 import re
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
-from .configuration_mm1 import MM1Config, MM1ConnectorConfig, vision_grid_size
+from .configuration_mm1 import ConnectorType, MM1Config, MM1ConnectorConfig, vision_grid_size
 from .connectors import interpolate_grid
 from .image_processing_mm1 import MM1ImageProcessor
 from .modeling_mm1 import MM1ForConditionalGeneration
@@ -53,7 +53,7 @@ Source = str | PathLike | PreTrainedModel
 def assemble(
     vision: Source,
     text: Source,
-    connector: str | MM1ConnectorConfig = "c_abstractor",
+    connector: ConnectorType | MM1ConnectorConfig = "c_abstractor",
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     image_processor: BaseImageProcessor | None = None,
@@ -112,7 +112,7 @@ def assemble(
     dtype = text_model.dtype if dtype is None else dtype
 
     vision_config, vision_weights = _fit_vision(vision_model, vision_feature_layer, image_size, notes)
-    tokenizer = _add_tokens(tokenizer, text_model.get_input_embeddings().num_embeddings, notes)
+    tokenizer = _add_tokens(tokenizer, notes)
     text_config, text_weights = _fit_text(text_model, len(tokenizer), notes)
     head_bias = text_weights.get("lm_head.bias") is not None
 
@@ -123,7 +123,7 @@ def assemble(
         vision_config=vision_config,
         text_config=text_config,
         connector_config=copy.deepcopy(connector_config),
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_id=cast(int, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)),
         lm_head_bias=head_bias,
         tie_word_embeddings=bool(text_config.tie_word_embeddings),
     )
@@ -156,7 +156,7 @@ def assemble(
     return model, processor
 
 
-def _load_vision(source: Source, image_processor: BaseImageProcessor | None) -> tuple[PreTrainedModel, Any]:
+def _load_vision(source: Source, image_processor: Any) -> tuple[PreTrainedModel, Any]:
     model = source if isinstance(source, PreTrainedModel) else AutoModel.from_pretrained(source)
     if image_processor is None and not isinstance(source, PreTrainedModel):
         image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
@@ -171,7 +171,7 @@ def _load_vision(source: Source, image_processor: BaseImageProcessor | None) -> 
                 "image_processor."
             )
         mean, std = _IMAGE_STATISTICS[model_type]
-        image_processor = BaseImageProcessor(image_mean=mean, image_std=std)
+        image_processor = cast(Any, BaseImageProcessor(image_mean=mean, image_std=std))
         image_processor.image_mean, image_processor.image_std = mean, std
     return model, image_processor
 
@@ -202,7 +202,7 @@ def _load_text(
                 f"{source} holds a {config.model_type!r} model, which is no decoder. Give a causal language model."
             )
         model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
-        tokenizer = AutoTokenizer.from_pretrained(source) if tokenizer is None else tokenizer
+        tokenizer = cast(Any, AutoTokenizer.from_pretrained(source)) if tokenizer is None else tokenizer
     if model.get_output_embeddings() is None:
         raise ValueError(
             f"{type(model).__name__} has no head. Load the decoder with AutoModelForCausalLM, so that it comes along."
@@ -250,7 +250,7 @@ def _fit_vision(
     return type(model.config)(**fields), weights
 
 
-def _add_tokens(tokenizer: PreTrainedTokenizerBase, embeddings: int, notes: list[str]) -> PreTrainedTokenizerBase:
+def _add_tokens(tokenizer: PreTrainedTokenizerBase, notes: list[str]) -> PreTrainedTokenizerBase:
     before = len(tokenizer)
     missing = [
         token
@@ -269,13 +269,17 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, embeddings: int, notes: list
     return tokenizer
 
 
+def _vocabulary_rows(model: PreTrainedModel) -> int:
+    return cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+
+
 def _fit_text(
     model: PreTrainedModel, vocab_size: int, notes: list[str]
 ) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
     """The decoder's configuration and weights with rows for the new tokens; the head's are under `lm_head`."""
     config = copy.deepcopy(model.config)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    rows = embeddings.num_embeddings
+    rows = _vocabulary_rows(model)
     new_rows = (
         max(rows, -(-vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE) - rows if vocab_size > rows else 0
     )
@@ -314,9 +318,11 @@ def _build(
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        model, info = MM1ForConditionalGeneration.from_pretrained(
+        # With `output_loading_info` two things come back, which the annotation does not say.
+        loaded: Any = MM1ForConditionalGeneration.from_pretrained(
             None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
         )
+        model, info = loaded
     finally:
         logging.set_verbosity(verbosity)
     missing = [name for name in info["missing_keys"] if not name.startswith("model.connector.")]
@@ -331,7 +337,7 @@ def _build(
 @torch.no_grad()
 def _check_text_logits(source: PreTrainedModel, model: MM1ForConditionalGeneration) -> None:
     """Runs a few tokens through both: whatever the decoder's own model does around its layers has to come along."""
-    vocab_size = source.get_input_embeddings().num_embeddings
+    vocab_size = _vocabulary_rows(source)
     tokens = torch.arange(1, 9, device=source.device).remainder(vocab_size).unsqueeze(0)
     expected = source(input_ids=tokens).logits.float()
     given = model(input_ids=tokens.to(model.device)).logits[..., : expected.shape[-1]].float().to(expected.device)

@@ -20,9 +20,10 @@ _PRESETS = Path(__file__).parent / "presets"
 # Fields that may be left out, and hold a value once the configuration is built and fitted. `@strict` checks what is given;
 # type checkers are told what can be read.
 if TYPE_CHECKING:
-    Part = FilledInt = FilledBool = Any
+    Part = FilledInt = FilledBool = FilledRope = Any
 else:
-    Part, FilledInt, FilledBool = dict | PreTrainedConfig | None, int | None, bool | None
+    Part, FilledRope = dict | PreTrainedConfig | None, RopeParameters | dict | None
+    FilledInt, FilledBool = int | None, bool | None
 
 
 @strict
@@ -263,7 +264,7 @@ class MM1TextConfig(PreTrainedConfig):
     rms_norm_eps: float = 1e-5
     use_cache: bool = True
     tie_word_embeddings: bool = False
-    rope_parameters: RopeParameters | dict | None = None
+    rope_parameters: FilledRope = None
     attention_bias: bool = False
     attention_output_bias: FilledBool = None
     attention_dropout: float | int = 0.0

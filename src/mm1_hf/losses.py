@@ -1,7 +1,7 @@
 """The losses of MM1: next-token cross-entropy over the live text targets, softmax z-loss, and the router's balance and
 z losses. All run in float32."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,7 @@ def live_targets(labels: torch.Tensor | None, shift_labels: torch.Tensor | None)
         The positions and their targets.
     """
     if shift_labels is None:
-        assert labels is not None, "one of the two is given"
-        shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+        shift_labels = F.pad(cast(torch.Tensor, labels)[:, 1:], (0, 1), value=-100)
     flat = shift_labels.reshape(-1)
     index = (flat != -100).nonzero().squeeze(1)
     return LiveTargets(index, flat[index])

@@ -1,7 +1,7 @@
 """MM1: an image encoder, a connector and a decoder (MM1, section 3; MM1.5, section 3)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -68,7 +68,7 @@ class MM1PreTrainedModel(PreTrainedModel):
 
     config: MM1Config
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
@@ -118,6 +118,10 @@ class MM1Model(MM1PreTrainedModel):
 
     ```
     """
+
+    vision_tower: PreTrainedModel
+    connector: nn.Module
+    language_model: PreTrainedModel
 
     def __init__(self, config: MM1Config):
         super().__init__(config)
@@ -197,6 +201,7 @@ class MM1Model(MM1PreTrainedModel):
         if input_ids is not None:
             mask = input_ids == self.config.image_token_id
         else:
+            inputs_embeds = cast(torch.Tensor, inputs_embeds)
             image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
             mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
         count = mask.sum()
@@ -218,13 +223,13 @@ class MM1Model(MM1PreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        segment_ids: torch.LongTensor | None = None,
+        segment_ids: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> MM1ModelOutput:
         r"""
         Args:
@@ -241,9 +246,6 @@ class MM1Model(MM1PreTrainedModel):
             mm_encoder_outputs: what [`get_image_features`] returned, under `"image"`, in place of `pixel_values`.
             kwargs: other arguments of the decoder, such as `output_hidden_states`.
 
-        Returns:
-            `last_hidden_state` `(batch, sequence, hidden)` and what was asked for.
-
         Raises:
             ValueError: image tokens and tiles that do not match in number; both or neither of `input_ids` and
                 `inputs_embeds`; both `pixel_values` and `mm_encoder_outputs`; segments of another shape than the
@@ -253,7 +255,7 @@ class MM1Model(MM1PreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        image_outputs = (mm_encoder_outputs or {}).get("image")
+        image_outputs: Any = (mm_encoder_outputs or {}).get("image")
         if pixel_values is not None and image_outputs is not None:
             raise ValueError("Give either pixel_values or mm_encoder_outputs, not both.")
         if getattr(self, "_is_replica", False):
@@ -280,7 +282,7 @@ class MM1Model(MM1PreTrainedModel):
         if pixel_values is not None:
             image_outputs = self.get_image_features(pixel_values, return_dict=True)
         image_tokens = None
-        if num_features:
+        if num_features and placeholders is not None:
             image_tokens = image_outputs.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
             index = placeholders.flatten().nonzero_static(size=num_features).squeeze(1).to(inputs_embeds.device)
             flat = inputs_embeds.flatten(0, 1).index_copy(0, index, image_tokens.flatten(0, 1))
@@ -390,14 +392,8 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
         """
-        As [`MM1Model.get_image_features`].
-
         Args:
-            pixel_values: `(tiles, 3, height, width)`, any multiple of the patch size.
-            kwargs: other arguments of the encoder.
-
-        Returns:
-            The encoder's output, with the image tokens `(tiles, num_tokens, hidden)` as its `pooler_output`.
+            pixel_values, kwargs: as [`MM1Model.get_image_features`] takes them, which says what it returns and raises.
         """
         return self.model.get_image_features(pixel_values, **kwargs)
 
@@ -405,7 +401,7 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
         """As transformers' own, which would encode no tiles, or `None`, before it sees that there are no images."""
         if pixel_values is not None and pixel_values.shape[0] > 0:
             kwargs["pixel_values"] = pixel_values
-        return super().generate(*args, **kwargs)
+        return super().generate(*args, **kwargs)  # ty: ignore[invalid-argument-type] -- its own mixin does not fulfil it
 
     def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """What the decoder's own model with a head does after it: Cohere and Falcon-H1 multiply, Granite divides, Gemma 2
@@ -425,19 +421,19 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
-        segment_ids: torch.LongTensor | None = None,
+        segment_ids: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool | None = None,
         output_router_logits: bool | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         use_expert_capacity: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> MM1CausalLMOutput:
         r"""
         Args:
@@ -457,22 +453,19 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
                 whether `mm1_text`'s `expert_capacity_factor` limits the experts; unset, in training and with labels.
             kwargs: also `shift_labels`, `(batch, sequence)`, labels already moved one place to the left.
 
-        Returns:
-            With labels the loss, a scalar; where not skipped, logits `(batch, sequence, vocabulary)`.
-
         Raises:
             ValueError: as [`MM1Model.forward`], `skip_logits` without labels, or a trainer that computes the loss itself
                 (label smoothing) where the configuration adds to it.
         """
         # Not in the signature, because Trainer's evaluation asks for every argument that is called labels.
         shift_labels = kwargs.pop("shift_labels", None)
-        targets = None if labels is None and shift_labels is None else live_targets(labels, shift_labels)
+        given = labels if shift_labels is None else shift_labels
+        targets = None if given is None else live_targets(labels, shift_labels)
         skip_logits = resolve_skip_logits(skip_logits, self.training, targets)
         text_config = self.config.text_config
-        if targets is not None:
+        if given is not None:
             if segment_ids is None and past_key_values is None:
-                shape = (labels if shift_labels is None else shift_labels).shape
-                segment_ids = segments_from_positions(position_ids, attention_mask, shape)
+                segment_ids = segments_from_positions(position_ids, attention_mask, given.shape)
             use_expert_capacity = use_expert_capacity is None or use_expert_capacity
         if isinstance(text_config, MM1TextConfig):
             kwargs["use_expert_capacity"] = use_expert_capacity
@@ -513,9 +506,10 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
             if isinstance(text_config, MM1TextConfig):
                 aux_loss = weighted_router_loss(text_config, outputs.router_logits, token_mask)
             else:
-                aux_loss = balance_coefficient(text_config) * load_balancing_loss_func(
+                balance = load_balancing_loss_func(
                     outputs.router_logits, num_experts(text_config), text_config.num_experts_per_tok, token_mask
                 )
+                aux_loss = cast(float, balance_coefficient(text_config)) * cast(torch.Tensor, balance)
             if loss is not None:
                 warn_of_lost_router_losses(aux_loss, self.model.language_model)
                 loss = loss + share * aux_loss.to(loss.device)

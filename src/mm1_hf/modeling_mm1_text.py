@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -122,7 +123,7 @@ def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
 
 
 def eager_attention_forward(
-    module: nn.Module,
+    module: "MM1TextAttention",
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -275,7 +276,7 @@ class MM1TextTopKRouter(nn.Module):
         gates, experts = logits.softmax(dim=-1).topk(self.top_k, dim=-1)
         if self.norm_topk_prob:
             gates = gates / gates.sum(dim=-1, keepdim=True)
-        if capacity_mask is not None:
+        if capacity_mask is not None and self.capacity_factor is not None:
             gates = gates * choices_within_capacity(experts, capacity_mask, logits.shape[-1], self.capacity_factor)
         return logits, gates.to(hidden_states.dtype), experts
 
@@ -374,8 +375,8 @@ class MM1TextPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         std = self.config.initializer_range
         if isinstance(module, MM1TextExperts):
-            init.normal_(module.gate_up_proj, mean=0.0, std=std)
-            init.normal_(module.down_proj, mean=0.0, std=std)
+            init.normal_(cast(torch.Tensor, module.gate_up_proj), mean=0.0, std=std)
+            init.normal_(cast(torch.Tensor, module.down_proj), mean=0.0, std=std)
         elif isinstance(module, MM1TextTopKRouter):
             init.normal_(module.weight, mean=0.0, std=std)
 
@@ -418,13 +419,13 @@ class MM1TextModel(MM1TextPreTrainedModel):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        segment_ids: torch.LongTensor | None = None,
+        segment_ids: torch.Tensor | None = None,
         use_expert_capacity: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> MoeModelOutputWithPast:
         r"""
         Args:
@@ -504,6 +505,10 @@ class NextTokenHeadMixin:
     `generate()` the refusal of packed rows and experts without a limit.
     """
 
+    config: Any
+    lm_head: nn.Linear
+    loss_function: Callable
+
     def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """What the decoder's own model does to its logits after the head; nothing, for `mm1_text`."""
         return logits
@@ -560,10 +565,10 @@ class NextTokenHeadMixin:
                 "generate() continues one example per row and refuses segment_ids. Unpack the rows: one example each, "
                 "padded on the left, with an attention_mask."
             )
-        super()._validate_model_kwargs(model_kwargs)
+        super()._validate_model_kwargs(model_kwargs)  # ty: ignore[missing-attribute] -- GenerationMixin's
 
     def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
-        model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # ty: ignore[missing-attribute] -- as above
         # CODEPATH: sparse presets where a capacity is asked for; no published one is.
         if getattr(self.config.get_text_config(), "expert_capacity_factor", None) is not None:
             # Second choices queue behind the first ones of later tokens, so a growing row would change its own past.
@@ -594,7 +599,7 @@ class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationM
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # ty: ignore[invalid-assignment] -- it is read as lists
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: MM1TextConfig):
@@ -608,18 +613,18 @@ class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationM
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
-        segment_ids: torch.LongTensor | None = None,
+        segment_ids: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool | None = None,
         output_router_logits: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         use_expert_capacity: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> MM1CausalLMOutput:
         r"""
         Args:
@@ -644,12 +649,12 @@ class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationM
         """
         # Not in the signature, because Trainer's evaluation asks for every argument that is called labels.
         shift_labels = kwargs.pop("shift_labels", None)
-        targets = None if labels is None and shift_labels is None else live_targets(labels, shift_labels)
+        given = labels if shift_labels is None else shift_labels
+        targets = None if given is None else live_targets(labels, shift_labels)
         skip_logits = resolve_skip_logits(skip_logits, self.training, targets)
-        if targets is not None:
+        if given is not None:
             if segment_ids is None and past_key_values is None:
-                shape = (labels if shift_labels is None else shift_labels).shape
-                segment_ids = segments_from_positions(position_ids, attention_mask, shape)
+                segment_ids = segments_from_positions(position_ids, attention_mask, given.shape)
             use_expert_capacity = use_expert_capacity is None or use_expert_capacity
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
@@ -723,7 +728,7 @@ def require_loss_in_the_logits(
     Raises:
         ValueError: there are losses that such a trainer would leave out without knowing.
     """
-    lost = {"z_loss_coef": z_loss_coef}
+    lost: dict[str, float | None] = {"z_loss_coef": z_loss_coef}
     if not output_router_logits:
         names = ("router_aux_loss_coef", "router_z_loss_coef", "aux_loss_coef")
         lost |= {name: getattr(sparse_config, name, None) for name in names}

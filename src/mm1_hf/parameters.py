@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import reduce
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -21,6 +21,8 @@ from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration, MM1Model
 # What transformers' mixtures of experts call their number of experts and how many of them a token takes.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k")
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def count_parameters(model_or_config: nn.Module | MM1Config) -> ParameterCount:
         )
     whole = _first(model, MM1ForConditionalGeneration)
     decoder = core.language_model
+    modules: list[tuple[str, nn.Module]]
     modules = [("embeddings", module) for module in decoder.modules() if isinstance(module, nn.Embedding)]
     modules += [("encoder", core.vision_tower), ("connector", core.connector), ("decoder", decoder)]
     modules += [] if whole is None else [("head", whole.lm_head)]
@@ -139,7 +142,7 @@ def count_parameters(model_or_config: nn.Module | MM1Config) -> ParameterCount:
     return ParameterCount(**counts)
 
 
-def _first(model: nn.Module, kind: type[nn.Module]) -> nn.Module | None:
+def _first(model: nn.Module, kind: type[Kind]) -> Kind | None:
     modules = model.modules() if isinstance(model, nn.Module) else ()
     return next((module for module in modules if isinstance(module, kind)), None)
 
@@ -161,7 +164,7 @@ def _kept_originals(model: nn.Module) -> set[nn.Parameter]:
         parameter
         for module in model.modules()
         if "modules_to_save" in getattr(module, "adapter_layer_names", ())
-        for parameter in module.original_module.parameters()
+        for parameter in cast(nn.Module, module.original_module).parameters()
     }
 
 

