@@ -26,7 +26,16 @@ def ranks(folder: str, tmp_path, **settings) -> list[dict]:
     return run_ranks(train_one_rank, tmp_path, folder, {"rows_per_step": 2, "steps": 2, "workers": 2, **settings})
 
 
-@pytest.mark.parametrize("dataset", [pytest.param("rows", marks=pytest.mark.slow), "stream"])
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        pytest.param("rows", marks=pytest.mark.slow),
+        pytest.param("stream", marks=pytest.mark.slow),
+        "stream of 4 shards",
+        # Fewer shards than ranks: every rank reads all and keeps its batches.
+        pytest.param("stream of 1 shard", marks=pytest.mark.slow),
+    ],
+)
 def test_every_rank_s_rows_have_their_own_tiles(dataset, folder, tmp_path):
     results = ranks(folder, tmp_path, dataset=dataset, **WHOLE)
     rows = []

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+import datasets
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
@@ -42,6 +43,37 @@ class Stream(IterableDataset):
         yield from (example(row) for row in range(first, len(COUNTS), step))
 
 
+class LevelStream(Stream):
+    """The same, all rows of one length."""
+
+    def __iter__(self) -> Iterator[dict]:
+        for row, number in zip(super().__iter__(), COUNTS, strict=True):
+            yield {**row, "text": row["text"] + "." * 4 * (max(COUNTS) - number)}
+
+
+def read(shards: list[list[int]]) -> Iterator[dict]:
+    """The rows of some of a stream's shards."""
+    for shard in shards:
+        yield from map(example, shard)
+
+
+def hub_stream(shards: int) -> datasets.IterableDataset:
+    """All rows as the datasets library streams them: ranks and workers take whole shards where there are enough."""
+    rows = range(len(COUNTS))
+    size = len(rows) // shards
+    parts = [list(rows[shard * size : (shard + 1) * size]) for shard in range(shards)]
+    return datasets.IterableDataset.from_generator(read, gen_kwargs={"shards": parts})
+
+
+DATASETS = {
+    "rows": Rows,
+    "stream": Stream,
+    "level stream": LevelStream,
+    "stream of 4 shards": lambda: hub_stream(4),
+    "stream of 1 shard": lambda: hub_stream(1),
+}
+
+
 def numbers(batch: dict[str, torch.Tensor], processor) -> tuple[list[int], list[int], list[int]]:
     """The rows of a batch, the rows that its places for images belong to, and the rows that its tiles belong to."""
     rows = [int(text[:2]) for text in processor.batch_decode(batch["input_ids"])]
@@ -62,14 +94,6 @@ class Recorder(Trainer):
     def training_step(self, model, inputs, *args, **kwargs):
         self.seen.append(numbers(inputs, self.data_collator.processor))
         return super().training_step(model, inputs, *args, **kwargs)
-
-
-class LevelStream(Stream):
-    """The same, all rows of one length."""
-
-    def __iter__(self) -> Iterator[dict]:
-        for row, number in zip(super().__iter__(), COUNTS, strict=True):
-            yield {**row, "text": row["text"] + "." * 4 * (max(COUNTS) - number)}
 
 
 def train(folder: str, dataset: str, rows_per_step: int, steps: int, workers: int, **accelerator) -> Recorder:
@@ -95,7 +119,7 @@ def train(folder: str, dataset: str, rows_per_step: int, steps: int, workers: in
     trainer = Recorder(
         model=MM1ForConditionalGeneration.from_pretrained(folder),
         args=args,
-        train_dataset={"rows": Rows, "stream": Stream, "level stream": LevelStream}[dataset](),
+        train_dataset=DATASETS[dataset](),
         data_collator=MM1Collator(processor),
     )
     trainer.seen = []
