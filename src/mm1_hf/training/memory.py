@@ -145,7 +145,7 @@ def state_memory(
     config: MM1Config, layout: Layout, optimizer: str = "adamw_torch", frozen: Collection[str] = ()
 ) -> DeviceMemory:
     """[`device_memory`] without activations."""
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         model = MM1ForConditionalGeneration(config)
     freeze(model, frozen)
     shapes = rank_shapes(model, layout)
