@@ -11,7 +11,17 @@ from mm1_hf.cli import build_parser, main
 SURFACE = {
     "quickstart": {"--output", "--steps", "--questions", "--seed"},
     "ask": {"--model", "--image", "question"},
-    "plan": {"preset", "--gpus", "--mfu", "--peak-tflops"},
+    "plan": {
+        "preset",
+        "--gpus",
+        "--stage",
+        "--tp",
+        "--ep",
+        "--gradient-checkpointing",
+        "--memory",
+        "--mfu",
+        "--peak-tflops",
+    },
     "pretrain": {"--config"},
 }
 

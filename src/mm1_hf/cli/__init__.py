@@ -25,9 +25,16 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--image", required=True, metavar="FILE", help="a picture's file or URL")
     ask.add_argument("question")
 
-    plan = verbs.add_parser("plan", help="what a pre-training takes: FLOPs, tokens, memory of the weights and time")
+    plan = verbs.add_parser("plan", help="what a stage of training takes: FLOPs, memory, tokens and time")
     plan.add_argument("preset", metavar="PRESET", help="such as mm1-3b")
-    plan.add_argument("--gpus", type=_positive, required=True, metavar="N", help="devices that share the batch")
+    plan.add_argument("--gpus", type=_positive, required=True, metavar="N", help="devices in all")
+    plan.add_argument(
+        "--stage", choices=("pretrain", "continual", "sft"), default="pretrain", help="(default: pretrain)"
+    )
+    plan.add_argument("--tp", type=_positive, metavar="N", help="ranks of a tensor-parallel group (default: up to 8)")
+    plan.add_argument("--ep", type=_positive, metavar="N", help="ranks that share the experts (default: the most)")
+    plan.add_argument("--gradient-checkpointing", action="store_true", help="compute activations again going back")
+    plan.add_argument("--memory", type=float, default=80.0, metavar="GB", help="of one GPU (default: 80)")
     plan.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="of the peak (default: 0.4)")
     plan.add_argument(
         "--peak-tflops", type=float, default=989.0, metavar="N", help="of one GPU in bfloat16 (default: 989, an H100)"
