@@ -154,7 +154,7 @@ def build_trainer(settings: PretrainingSettings) -> MM1Trainer:
     processor = AutoProcessor.from_pretrained(settings.model)
     stage = build_recipe(settings, model)
     processor.image_processor.image_splitting = stage.data.image_splitting
-    model.config.z_loss_coef = stage.z_loss_coef
+    stage.configure(model)
     freeze(model, settings.frozen)
     mixture = Mixture(
         [
