@@ -1,4 +1,4 @@
-"""MM1Trainer on ready batches, on one rank or several; a module of its own, because the processes have to import it by name."""
+"""MM1Trainer on ready batches, on one rank or several; a module of its own, because processes have to import it by name."""
 
 import os
 
@@ -82,16 +82,19 @@ class Gradients(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if not self.found:
-            self.found = {name: whole(weight.grad) for name, weight in model.named_parameters()}
+            self.found = {
+                name: whole(weight.grad) for name, weight in model.named_parameters() if weight.grad is not None
+            }
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
 
 
-def train(model: MM1ForConditionalGeneration, folder: str, accumulation: int, **settings) -> dict:
+def train(
+    model: MM1ForConditionalGeneration, folder: str, accumulation: int, callbacks=(), peak_tflops=None, **settings
+) -> dict:
     """Two steps over all batches, each batch a micro-batch, as logs of each step and gradients of the first."""
-    trainer_settings = {name: settings.pop(name) for name in ("peak_tflops",) if name in settings}
     gradients = Gradients()
     arguments = {
         "output_dir": folder,
@@ -117,8 +120,8 @@ def train(model: MM1ForConditionalGeneration, folder: str, accumulation: int, **
         train_dataset=batches(),
         data_collator=only_row,
         source_names=SOURCES,
-        callbacks=[gradients],
-        **trainer_settings,
+        callbacks=[gradients, *callbacks],
+        peak_tflops=peak_tflops,
     )
     trainer.train()
     return {
