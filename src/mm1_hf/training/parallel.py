@@ -9,7 +9,7 @@ from mm1_hf.configuration_mm1 import MM1Config
 from mm1_hf.modeling_mm1 import num_experts
 
 
-_SIZES = ("dp_replicate_size", "fsdp_size", "tp_size")
+_SIZES = ("dp_replicate_size", "fsdp_size", "tp_size", "ep_size")
 
 
 def distributed_config(config: MM1Config, num_processes: int, **settings: Any) -> DistributedConfig:
@@ -59,23 +59,23 @@ def distributed_config(config: MM1Config, num_processes: int, **settings: Any) -
             "tp_size or ep_size."
         )
     distributed = DistributedConfig(**settings)
-    sizes = {name: getattr(distributed, name) for name in _SIZES}
-    if distributed.dp_size * distributed.tp_size != num_processes:
-        product = " x ".join(f"{name} {size}" for name, size in sizes.items())
+    # Resolved: unset ones are 1.
+    replicas, fsdp, tp, ep = (getattr(distributed, name) for name in _SIZES)
+    if replicas * fsdp * tp != num_processes:
         raise ValueError(
-            f"{product} is {distributed.dp_size * distributed.tp_size} processes, but {num_processes} were started. Set "
-            "sizes whose product that is, or start as many."
+            f"dp_replicate_size {replicas} x fsdp_size {fsdp} x tp_size {tp} is {replicas * fsdp * tp} processes, but "
+            f"{num_processes} were started. Set sizes whose product that is, or start as many."
         )
     text = config.get_text_config()
     for name in ("num_attention_heads", "num_key_value_heads"):
-        if (getattr(text, name, None) or 0) % distributed.tp_size:
+        if (getattr(text, name, None) or 0) % tp:
             raise ValueError(
-                f"tp_size={distributed.tp_size} does not divide the decoder's {name}={getattr(text, name)}: every process "
-                "needs whole heads."
+                f"tp_size={tp} does not divide the decoder's {name}={getattr(text, name)}: every process needs whole heads."
             )
-    if distributed.ep_size > 1 and (not num_experts(text) or num_experts(text) % distributed.ep_size):
+    experts = num_experts(text)
+    if ep > 1 and (not experts or experts % ep):
         raise ValueError(
-            f"ep_size={distributed.ep_size} does not divide the decoder's {num_experts(text)} experts: every process needs "
-            "as many. A dense decoder is split with fsdp_size and tp_size."
+            f"ep_size={ep} does not divide the decoder's {experts} experts: every process needs as many. A dense decoder is "
+            "split with fsdp_size and tp_size."
         )
     return distributed
