@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from metered import DENSE, MOE, ROWS, SOURCES, batches, build, train
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainer_ranks import only_row
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -129,10 +130,9 @@ def test_without_a_peak_there_is_no_mfu(tmp_path):
 
 
 def test_tensorboard_gets_what_is_logged(tmp_path, monkeypatch):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "runs"))
     logs = train(build(**MOE), str(tmp_path), accumulation=4, report_to=["tensorboard"])["logs"]
-    written = events.EventAccumulator(str(tmp_path / "runs")).Reload()
+    written = EventAccumulator(str(tmp_path / "runs")).Reload()
     for name in ("loss/caption", "utilisation", "tokens_per_second", "router_max_load", "grad_norm"):
         values = [event.value for event in written.Scalars(f"train/{name}")]
         assert values == pytest.approx([log[name] for log in logs]), name
