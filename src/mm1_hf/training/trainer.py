@@ -9,14 +9,11 @@ from torch import nn
 from transformers import Trainer
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from mm1_hf.data.mixture import SOURCES_KEY
 from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration, num_experts
 from mm1_hf.training.metrics import PeriodSums, StepClock, TargetLosses, period_flops, period_logs
 from mm1_hf.training.parts import frozen_parts, parameter_groups
 from mm1_hf.training.streams import MixtureTrainer
-
-
-SOURCES = "sources"
-"""Key of a batch: `(batch,)`, the number of each row's source, -1 where it is not known."""
 
 
 class MM1Trainer(MixtureTrainer):
@@ -60,7 +57,7 @@ class MM1Trainer(MixtureTrainer):
         if self.source_names and not (own_loss and self._mm1().loss_function is ForCausalLMLoss):
             raise ValueError(
                 "The loss of each source is read off the model's own loss, which label_smoothing_factor, "
-                "compute_loss_func or another loss_function replace: leave these out, or source_names."
+                "compute_loss_func or another loss_function replace: leave these out, or give source_names=()."
             )
         self._clock = StepClock()
         self.add_callback(self._clock)
@@ -81,7 +78,7 @@ class MM1Trainer(MixtureTrainer):
 
     def _prepare_inputs(self, inputs):
         inputs = super()._prepare_inputs(inputs)
-        self._sources = inputs.pop(SOURCES, None)
+        self._sources = inputs.pop(SOURCES_KEY, None)
         return inputs
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
