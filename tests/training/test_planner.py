@@ -113,7 +113,7 @@ def test_later_stages_have_their_tiles_and_optimizer(activations):
     assert "25 tiles of 672 pixels" in text
     assert "adafactor" in text
     ddp = cells(text, "DDP=32")
-    assert ddp[3] < 0.01 * ddp[1], "AdaFactor keeps rows and columns alone"
+    assert ddp[3] < 0.02 * ddp[1], "AdaFactor keeps rows and columns alone"
     assert plan("mm1.5-3b", 32).count("16 tiles of 378 pixels") == 1
     assert plan("mm1.5-3b", 32, stage="sft").count("14 tiles of 672 pixels") == 1
 

@@ -50,7 +50,7 @@ def write(tmp_path, settings) -> str:
 
 
 def test_the_command_trains_saves_and_goes_on(settings, tmp_path, capsys):
-    settings |= {"frozen": ["encoder"], "learning_rates": {"connector": 1e-2}}
+    settings |= {"frozen": ["encoder"], "learning_rates": {"connector": 1e-2}, "peak_tflops": 1.0}
     settings["arguments"]["save_steps"] = 2
     assert main(["pretrain", "--config", write(tmp_path, settings)]) == 0
     printed = capsys.readouterr().out
@@ -63,7 +63,15 @@ def test_the_command_trains_saves_and_goes_on(settings, tmp_path, capsys):
     assert not [name for name in same if "connector" in name and name.endswith("weight")]
     history = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3]
-    assert set(history[0]) >= {"share/caption", "share/interleaved", "share/text", "left_out/caption", "grad_norm"}
+    assert set(history[0]) >= {
+        "share/caption",
+        "share/interleaved",
+        "share/text",
+        "left_out/caption",
+        "grad_norm",
+        "mfu",
+    }
+    assert {name for entry in history for name in entry} >= {"loss/caption", "loss/interleaved"}
     settings["arguments"]["max_steps"] = 5
     assert main(["pretrain", "--config", write(tmp_path, settings)]) == 0
     history = json.loads((tmp_path / "run" / "checkpoint-5" / "trainer_state.json").read_text())["log_history"]
@@ -106,6 +114,8 @@ def test_weights_and_continual_settings_take_effect(settings, tmp_path):
         ({"stage": "sft"}, "pre-training's are"),
         ({"frozen": ["tail"]}, "no part tail"),
         ({"batch_size": 5, "rows_per_device": 2}, "does not divide"),
+        ({"distributed": {"fsdp_size": 2}}, "is 2 processes, but 1 were started"),
+        ({"peak_tflops": -1}, "peak_tflops"),
     ],
 )
 def test_wrong_settings_are_refused(settings, change, message, tmp_path):

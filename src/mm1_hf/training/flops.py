@@ -8,6 +8,7 @@ softmax, rotary positions and optimizer are left out, and so is what gradient ch
 that the model needs, not what the hardware is given.
 """
 
+import copy
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -120,14 +121,16 @@ def causal_pairs(*lengths: int) -> int:
     return sum(length * (length + 1) // 2 for length in lengths)
 
 
-def flops_formula(model_or_config: MM1ForConditionalGeneration | MM1Config) -> FlopsFormula:
+def flops_formula(
+    model_or_config: MM1ForConditionalGeneration | MM1Config, tile_size: int | None = None
+) -> FlopsFormula:
     """
-    The formula of an MM1, read off its weights and configuration.
-
-    Tiles are of the configured size. A foreign decoder's sliding windows count as full attention.
+    The formula of an MM1, read off its weights and configuration. A foreign decoder's sliding windows count as full
+    attention.
 
     Args:
         model_or_config: an MM1 or its configuration.
+        tile_size: side of the tiles in pixels; unset, the configured one.
 
     Example:
 
@@ -147,6 +150,10 @@ def flops_formula(model_or_config: MM1ForConditionalGeneration | MM1Config) -> F
         with torch.device("meta"):
             model = MM1ForConditionalGeneration(model)
     config, decoder = model.config, model.model.language_model
+    if tile_size is not None:
+        config = copy.deepcopy(config)
+        config.vision_config.image_size = tile_size
+        config.connector_config.grid_size = tile_size // config.vision_config.patch_size
     text, share = config.text_config, active_share(decoder)
     experts = expert_parameters(decoder)
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

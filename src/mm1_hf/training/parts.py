@@ -50,6 +50,15 @@ def freeze(model: nn.Module, parts: Iterable[str]) -> None:
             weight.requires_grad_(False)
 
 
+def frozen_parts(model: nn.Module) -> set[str]:
+    """The parts of which less than half of the weights is trained, such as those that only have adapters."""
+    trained, whole = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
+    for name, weight in model.named_parameters():
+        whole[part_of(name)] += weight.numel()
+        trained[part_of(name)] += weight.numel() * weight.requires_grad
+    return {part for part in PARTS if 2 * trained[part] < whole[part]}
+
+
 def parameter_groups(
     model: nn.Module, learning_rate: float, weight_decay: float, learning_rates: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:

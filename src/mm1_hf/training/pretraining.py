@@ -7,12 +7,13 @@ from typing import Any, get_args
 
 import yaml
 from accelerate import PartialState
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from mm1_hf.data.examples import ExampleEncoder
 from mm1_hf.data.mixture import Mixture, Source, Unit
 from mm1_hf.data.readers import read
+from mm1_hf.training.parallel import distributed_config
 from mm1_hf.training.parts import freeze
 from mm1_hf.training.recipes import Recipe, Stage, recipe
 from mm1_hf.training.streams import last_complete_checkpoint
@@ -58,6 +59,10 @@ class PretrainingSettings:
         frozen: parts that are not trained: `"encoder"`, `"connector"`, `"decoder"`.
         learning_rates: of parts that differ from the others.
         arguments: fields of `TrainingArguments`.
+        distributed:
+            how the weights are split over processes, such as `{"fsdp_size": 8}`: see
+            [`mm1_hf.training.parallel.distributed_config`]. Unset, every process has all of them.
+        peak_tflops: of one device; with it the share of it that is reached is logged.
         lanes, window, max_dropped_share: of the [`Mixture`].
         seed: of the data's order.
     """
@@ -74,6 +79,8 @@ class PretrainingSettings:
     frozen: tuple[str, ...] = ()
     learning_rates: dict[str, float] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
+    distributed: dict[str, Any] = field(default_factory=dict)
+    peak_tflops: float | None = None
     lanes: int = 8
     window: int = 512
     max_dropped_share: float = 0.05
@@ -165,11 +172,18 @@ def build_trainer(settings: PretrainingSettings) -> MM1Trainer:
     Raises:
         ValueError: settings that do not fit each other, the model or the data.
     """
-    model = AutoModelForImageTextToText.from_pretrained(settings.model, dtype="float32")
+    # As TrainingArguments count them, which come later.
+    cpu = bool(settings.arguments.get("use_cpu"))
+    num_devices, split = PartialState(cpu=cpu).num_processes, {}
+    if settings.distributed:
+        config = AutoConfig.from_pretrained(settings.model)
+        distributed = distributed_config(config, num_devices, **settings.distributed)
+        num_devices, split = distributed.dp_size, {"distributed_config": distributed}
+    model = AutoModelForImageTextToText.from_pretrained(settings.model, dtype="float32", **split)
     processor = AutoProcessor.from_pretrained(settings.model)
     stage = build_recipe(settings, model)
     processor.image_processor.image_splitting = stage.data.image_splitting
-    model.config.z_loss_coef = stage.z_loss_coef
+    stage.configure(model)
     freeze(model, settings.frozen)
     mixture = Mixture(
         [
@@ -189,7 +203,7 @@ def build_trainer(settings: PretrainingSettings) -> MM1Trainer:
         max_dropped_share=settings.max_dropped_share,
     )
     arguments = stage.training_arguments(
-        settings.output_dir, num_devices=PartialState().num_processes, rows_per_device=settings.rows_per_device
+        settings.output_dir, num_devices=num_devices, rows_per_device=settings.rows_per_device
     )
     return MM1Trainer(
         model=model,
@@ -197,6 +211,7 @@ def build_trainer(settings: PretrainingSettings) -> MM1Trainer:
         train_dataset=mixture,
         processing_class=processor,
         learning_rates=settings.learning_rates,
+        peak_tflops=settings.peak_tflops,
     )
 
 

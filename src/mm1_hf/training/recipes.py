@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pprint import pformat
 from typing import Any, Literal
 
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from mm1_hf.configuration_mm1 import MM1Config
 from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
@@ -90,7 +90,7 @@ class Recipe:
         parameters: N, the decoder's parameters without embeddings and head that the learning rate follows from.
         batch_size: rows of one optimizer step, over all devices.
         arguments: fields of `TrainingArguments`.
-        z_loss_coef: of the softmax z-loss, for [`MM1Config`].
+        z_loss_coef: of the softmax z-loss, which [`Recipe.configure`] sets.
         data: how rows are made.
     """
 
@@ -101,6 +101,10 @@ class Recipe:
     arguments: dict[str, Any]
     z_loss_coef: float
     data: DataSettings
+
+    def configure(self, model: PreTrainedModel) -> None:
+        """Sets what a model's configuration, not `TrainingArguments`, holds of the recipe: its softmax z-loss."""
+        model.config.z_loss_coef = self.z_loss_coef
 
     def training_arguments(
         self, output_dir: str, *, num_devices: int, rows_per_device: int = 1, **changes: Any

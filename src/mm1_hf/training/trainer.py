@@ -1,21 +1,41 @@
 """transformers' `Trainer` with what MM1's training needs beside it, added through its own hooks."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, cast
 
+import torch
+from torch import nn
 from transformers import Trainer
+from transformers.loss.loss_utils import ForCausalLMLoss
 
-from mm1_hf.training.parts import parameter_groups
+from mm1_hf.data.mixture import SOURCES_KEY
+from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration, num_experts
+from mm1_hf.training.metrics import PeriodSums, StepClock, TargetLosses, period_flops, period_logs
+from mm1_hf.training.parts import frozen_parts, parameter_groups
 from mm1_hf.training.streams import MixtureTrainer
 
 
 class MM1Trainer(MixtureTrainer):
     """
-    [`MixtureTrainer`] whose optimizer has a learning rate for each part.
+    [`MixtureTrainer`] whose optimizer has a learning rate for each part, and which logs how training goes.
+
+    With every training loss it logs, over all ranks and since the last time: `tokens_per_second`, padding left out;
+    `images_per_second`, or `tiles_per_second` where the processor splits images; `mfu` where the peak is given; and what
+    [`mm1_hf.training.metrics.period_logs`] lists. Time spent on evaluation and checkpoints does not count.
 
     Args:
         args, kwargs: those of `Trainer`.
         learning_rates: of the parts that differ from the arguments' `learning_rate`.
+        source_names:
+            the sources of a batch's `sources`, `(batch,)`, in the order of their numbers; -1 there stands for none of
+            them. With names the cross-entropy of each source is logged, from the same forward pass. Unset, a mixture's.
+        peak_tflops:
+            of one device, dense, in the type that is trained in: 989 for an H100 in bfloat16. With it the share that is
+            reached is logged, counted as [`mm1_hf.training.flops`] says, without what checkpointing computes again.
+
+    Raises:
+        ValueError: a peak that is not positive, or names of sources together with a loss that is not the model's own.
 
     Example:
 
@@ -33,14 +53,92 @@ class MM1Trainer(MixtureTrainer):
     ```
     """
 
-    def __init__(self, *args: Any, learning_rates: Mapping[str, float] | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        learning_rates: Mapping[str, float] | None = None,
+        source_names: Sequence[str] | None = None,
+        peak_tflops: float | None = None,
+        **kwargs: Any,
+    ):
+        if peak_tflops is not None and peak_tflops <= 0:
+            raise ValueError(f"peak_tflops is what one device can do in a second, such as 989; got {peak_tflops}.")
         self.learning_rates = learning_rates
+        self.peak_tflops = peak_tflops
         super().__init__(*args, **kwargs)
+        self.source_names = list(
+            getattr(self.train_dataset, "source_names", ()) if source_names is None else source_names
+        )
+        own_loss = self.label_smoother is None and self.compute_loss_func is None
+        if self.source_names and not (own_loss and self._mm1().loss_function is ForCausalLMLoss):
+            raise ValueError(
+                "The loss of each source is read off the model's own loss, which label_smoothing_factor, "
+                "compute_loss_func or another loss_function replace: leave these out, or give source_names=()."
+            )
+        self._clock = StepClock()
+        self.add_callback(self._clock)
+        self._target_losses = TargetLosses()
+        self._sources: torch.Tensor | None = None
+        self._period: PeriodSums | None = None
 
     def get_optimizer_cls_and_kwargs(self, args, model=None):
         optimizer, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
         # Trainer takes groups from here in place of its own; only now is the model sharded.
-        model = self.model if model is None else model
-        assert model is not None
-        groups = parameter_groups(model, args.learning_rate, args.weight_decay, self.learning_rates)
+        trained = cast(nn.Module, self.model if model is None else model)
+        groups = parameter_groups(trained, args.learning_rate, args.weight_decay, self.learning_rates)
         return optimizer, {**kwargs, "params": groups}
+
+    def get_batch_samples(self, *args, **kwargs):
+        self._clock.begin()
+        return super().get_batch_samples(*args, **kwargs)
+
+    def _prepare_inputs(self, inputs):
+        inputs = super()._prepare_inputs(inputs)
+        self._sources = inputs.pop(SOURCES_KEY, None)
+        return inputs
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        mm1 = self._mm1()
+        config = mm1.config.get_text_config()
+        if self._period is None:
+            self._period = PeriodSums(config, len(self.source_names), self.args.device)
+        wanted = {"output_router_logits": True} if num_experts(config) else {}
+        with self._target_losses.of(mm1) if self.source_names else nullcontext():
+            loss, outputs = super().compute_loss(model, {**inputs, **wanted}, True, num_items_in_batch)
+        router_logits = getattr(outputs, "router_logits", None)
+        self._period.add(inputs, self._sources, self._target_losses.last, router_logits)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._period is not None:
+            # Trainer has just waited for the device, to read the loss.
+            self._clock.lap()
+            logs |= self._period_logs(self._period)
+            self._period, self._clock.seconds = None, 0.0
+        super().log(logs, start_time)
+
+    def _period_logs(self, period: PeriodSums) -> dict[str, float]:
+        totals = period.total(self._sum_over_ranks)
+        seconds = self._clock.seconds
+        image_processor = getattr(self.processing_class, "image_processor", None)
+        unit = "images" if getattr(image_processor, "image_splitting", "none") == "none" else "tiles"
+        logs = {
+            "tokens_per_second": totals["tokens"].item() / seconds,
+            f"{unit}_per_second": totals["tiles"].item() / seconds,
+        }
+        if self.peak_tflops is not None:
+            mm1 = self._mm1()
+            flops = period_flops(mm1.config, totals, frozen_parts(mm1))
+            logs["mfu"] = flops.total / (seconds * self.args.world_size * self.peak_tflops * 1e12)
+        return logs | period_logs(totals, self.source_names)
+
+    def _sum_over_ranks(self, sums: torch.Tensor) -> torch.Tensor:
+        # The ranks of a tensor-parallel group have the same rows.
+        return self.accelerator.reduce(sums, "sum") / self.get_tp_size()
+
+    def _mm1(self) -> MM1ForConditionalGeneration:
+        """The model itself, without what PEFT or sharding put around it."""
+        modules = cast(nn.Module, self.model).modules()
+        return next(module for module in modules if isinstance(module, MM1ForConditionalGeneration))
