@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageOps
 from tiny import tiny_mm1
 
 from mm1_hf import MM1ImageProcessor
+from mm1_hf.image_inputs import to_uint8_pixels
 
 
 PROCESSOR = MM1ImageProcessor(size={"height": 28, "width": 28}, do_rescale=False, do_normalize=False)
@@ -202,3 +203,16 @@ def test_a_tensor_that_learns_is_read():
     learned = torch.full((3, 9, 9), 0.5, requires_grad=True)
     settings = {"do_rescale": True, "do_normalize": False}
     assert torch.equal(tiles(learned, **settings), tiles(learned.detach().numpy(), **settings))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1601, 700), (9, 270_000)])
+def test_large_pictures_keep_every_pixel(height, width):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    found = to_uint8_pixels(Image.fromarray(pixels), 0, True, True, None)
+    np.testing.assert_array_equal(found.permute(1, 2, 0), pixels)
+
+
+def test_a_large_picture_that_breaks_off_is_refused():
+    file = file_of(picture(1601, 700))
+    with pytest.raises(ValueError, match=r"Image 0 of the batch cannot be read: .*truncated"):
+        tiles(file[: len(file) // 2])

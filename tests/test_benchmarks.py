@@ -1,0 +1,46 @@
+"""The benchmarks run, at toy size; what they measure is for a quiet machine."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def test_image_processing(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    spec = importlib.util.spec_from_file_location("image_processing", BENCHMARKS / "image_processing.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    monkeypatch.setattr(benchmark, "TILE_SIDES", (28, 56))
+    monkeypatch.setattr(benchmark, "MEGAPIXELS", (0.01, 0.02))
+    # It sets one thread for the whole process.
+    monkeypatch.setattr(benchmark.torch, "set_num_threads", lambda _: None)
+    photo, output = tmp_path / "photo.png", tmp_path / "results" / "image_processing.json"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(photo)
+    arguments = ["image_processing.py", "--photo", str(photo), "--output", str(output), "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    benchmark.main()
+
+    result = json.loads(output.read_text())
+    assert {"hardware", "python", "torch", "transformers", "commit", "summary"} <= set(result)
+    cases = [(row["tile"], row["megapixels"], row["input"]) for row in result["rows"]]
+    assert cases == [(tile, size, kind) for tile in (28, 56) for size in (0.01, 0.02) for kind in ("Pillow", "array")]
+    for row in result["rows"]:
+        speeds = row["images_per_second"]
+        rivals = {name: speed for name, speed in speeds.items() if name not in benchmark.OURS + benchmark.FLOORS}
+        assert {name.split(",")[0] for name in rivals} == {"LLaVA-NeXT", "LLaVA-OneVision", "Idefics3"}
+        assert row["fastest_rival"] == max(rivals, key=rivals.get)
+        for name in benchmark.OURS:
+            # Images per second are rounded to a tenth, the ratios to a hundredth.
+            ratio = speeds[name] / speeds[row["fastest_rival"]]
+            assert row["times_the_fastest_rival"][name] == pytest.approx(ratio, rel=0.02, abs=0.02)
+            ratio = speeds["floor"] / speeds[name]
+            assert row["times_the_floor"][name] == pytest.approx(ratio, rel=0.02, abs=0.02)
+    assert Image.open(output.with_suffix(".png")).width > 500
