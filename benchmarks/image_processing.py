@@ -142,19 +142,19 @@ def draw(rows: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(1, len(TILE_SIDES), figsize=(9, 3.4), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, len(TILE_SIDES), figsize=(11, 3.6), sharey=True, layout="constrained")
     for panel, tile in zip(panels, TILE_SIDES, strict=True):
         selected = [row for row in rows if row["tile"] == tile and row["input"] == "Pillow"]
         for name in selected[0]["images_per_second"]:
             style: dict[str, Any] = {"marker": "o", "markersize": 3}
             if name in FLOORS:
-                style = {"color": "grey", "linestyle": "--" if name == "floor" else ":"}
+                style = {"color": "black", "linestyle": "--" if name == "floor" else ":"}
             panel.plot(MEGAPIXELS, [row["images_per_second"][name] for row in selected], label=name, **style)
         panel.set(xscale="log", yscale="log", xlabel="megapixels", title=f"{TILES} tiles of {tile} pixels")
         panel.set_xticks(MEGAPIXELS, [f"{value:g}" for value in MEGAPIXELS], minor=False)
         panel.minorticks_off()
     panels[0].set_ylabel("images per second, one core")
-    panels[-1].legend(fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=90)
 
 
