@@ -234,13 +234,14 @@ class MM1ImageProcessor(BaseImageProcessor):
         """
         return self.get_layouts([[(height, width)]], **(images_kwargs or {}))[0][0].num_tiles
 
-    def _standardize_kwargs(self, pad_value: int | Sequence[int] | None = None, **kwargs: Any) -> dict[str, Any]:
+    # Called by keyword alone, as the two below.
+    def _standardize_kwargs(self, pad_value: int | Sequence[int] | None = None, **kwargs: Any) -> dict[str, Any]:  # ty: ignore[incompatible-method-override]
         kwargs = super()._standardize_kwargs(**kwargs)
         # JSON knows no tuples; the same settings should be equal before and after a round trip.
         kwargs["pad_value"] = tuple(pad_value) if isinstance(pad_value, list) else pad_value
         return kwargs
 
-    def _validate_preprocess_kwargs(
+    def _validate_preprocess_kwargs(  # ty: ignore[incompatible-method-override]
         self,
         resample: PILImageResampling | int | None = None,
         pad_position: str = "center",
@@ -262,20 +263,19 @@ class MM1ImageProcessor(BaseImageProcessor):
 
     def _samples(self, images: ImageInput | Sequence[Any]) -> list[list[Any]]:
         """The images as one list per sample."""
-        images = self.fetch_images(images)
-        if not isinstance(images, list):
-            images = [images]
-        nested = [isinstance(entry, list) for entry in images]
+        fetched = self.fetch_images(images)
+        entries: list[Any] = fetched if isinstance(fetched, list) else [fetched]
+        nested = [isinstance(entry, list) for entry in entries]
         if all(nested):
-            return images
+            return entries
         if any(nested):
             raise ValueError(
                 "images holds both single images and lists of images; pass either a flat list, in which every image "
                 "is a sample, or one list of images per sample."
             )
-        return [[image] for entry in images for image in (entry if getattr(entry, "ndim", 0) == 4 else [entry])]
+        return [[image] for entry in entries for image in (entry if getattr(entry, "ndim", 0) == 4 else [entry])]
 
-    def _preprocess_image_like_inputs(
+    def _preprocess_image_like_inputs(  # ty: ignore[incompatible-method-override]
         self,
         images: ImageInput | Sequence[Any],
         *,
@@ -287,7 +287,7 @@ class MM1ImageProcessor(BaseImageProcessor):
         rescale_factor: float,
         do_normalize: bool,
         image_mean: float | Sequence[float] | None,
-        image_std: float | Sequence[float] | None,
+        image_std: float | Sequence[float],
         pad_position: str,
         pad_value: int | Sequence[int] | None,
         input_data_format: ChannelDimension | str | None,
@@ -318,7 +318,7 @@ class MM1ImageProcessor(BaseImageProcessor):
             std = _per_channel("image_std", image_std, channels)
             scale, shift = scale / std, -mean / std
         scale, shift = scale.float().view(-1, 1, 1), shift.float().view(-1, 1, 1)
-        mode = _INTERPOLATION_MODES[resample] if do_resize else None
+        mode = _INTERPOLATION_MODES[PILImageResampling(resample)] if do_resize else None
         tile = config.tile_size
 
         is_float = do_rescale or do_normalize

@@ -198,7 +198,7 @@ def _connector(connector: nn.Module, config: Any) -> float:
         total = tokens * sum(weight.numel() for weight in _matrices(connector))
         for stage, places in ((connector.stage1, patches), (connector.stage2, tokens)):
             for block in stage:
-                gates = _convolutions(block.squeeze_excite)
+                gates = _convolutions(block.get_submodule("squeeze_excite"))
                 # The gates are computed once for a tile, from the mean of its channels.
                 total += gates + (_convolutions(block) - gates) * places
         return 2 * total
