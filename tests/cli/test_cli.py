@@ -23,6 +23,7 @@ SURFACE = {
         "--peak-tflops",
     },
     "pretrain": {"--config"},
+    "sft": {"--config"},
 }
 
 

@@ -42,6 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     pretrain = verbs.add_parser("pretrain", help="pre-train a model on a mixture of sources, or go on with a run")
     pretrain.add_argument("--config", required=True, metavar="FILE", help="the run's settings, YAML or JSON")
+
+    sft = verbs.add_parser("sft", help="fine-tune a model on a mixture of conversations, or go on with a run")
+    sft.add_argument("--config", required=True, metavar="FILE", help="the run's settings, YAML or JSON")
     return parser
 
 
@@ -66,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from mm1_hf.training.pretraining import load_settings, pretrain
 
             pretrain(load_settings(options["config"]))
+        elif verb == "sft":
+            from mm1_hf.cli.sft import sft
+
+            sft(**options)
     except (ValueError, OSError) as error:
         print(f"mm1 {verb}: {error}", file=sys.stderr)
         return 2

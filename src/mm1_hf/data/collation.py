@@ -1,11 +1,12 @@
 """Examples to training batches: padded on the right, with the labels that MM1 learns from."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 
+from mm1_hf.data.chats import Message, chat_of, images_of, place_images, require_generation_marks
 from mm1_hf.processing_mm1 import MM1Processor
 
 
@@ -16,7 +17,7 @@ IGNORED = -100
 class MM1Collator:
     """
     Makes a training batch out of examples in TRL's columns: `messages`, or `prompt` and `completion` (both chats), or
-    `text`; each with `images`, a list, where it has any.
+    `text`; each with `images`, a list, or one `image`, where it has any.
 
     Labels are -100 at image tokens, at the indicators around them, at padding and at a row's first token. Of chats only
     what the assistant writes is learned, its end mark included; of a prompt and completion only the completion's; of plain
@@ -28,7 +29,7 @@ class MM1Collator:
 
     Raises:
         ValueError: a batch that mixes kinds of examples, images that do not fit their places, an example that is longer
-            than `max_length`, or one with nothing to learn.
+            than `max_length`, one with nothing to learn, or chats with a template that has no generation marks.
 
     Example:
 
@@ -66,12 +67,12 @@ class MM1Collator:
         Raises:
             ValueError: as told above, with the sample's index in the batch.
         """
-        kinds = {_kind(index, example) for index, example in enumerate(examples)}
+        kinds = {_kind(_name(index), example) for index, example in enumerate(examples)}
         if len(kinds) > 1:
             raise ValueError(f"A batch holds one kind of example; this one mixes {', '.join(sorted(kinds))}.")
         (kind,) = kinds
-        images = [list(example.get("images") or []) for example in examples]
-        batch = self._encode_text(examples, images) if kind == "text" else self._encode_chats(examples, images, kind)
+        images = [images_of(example) for example in examples]
+        batch = self._encode_text(examples, images) if kind == "text" else self._encode_chats(examples, images)
         learned = batch.pop("learned")
         attention_mask, input_ids = batch["attention_mask"], batch["input_ids"]
         learned = learned & attention_mask.bool() & (input_ids != self.processor.image_token_id)
@@ -99,17 +100,13 @@ class MM1Collator:
                 learned[row] &= ~((offsets[row, :, 0] < end) & (offsets[row, :, 1] > start))
         return {**batch, "learned": learned}
 
-    def _encode_chats(
-        self, examples: list[dict[str, Any]], images: list[list[Any]], kind: str
-    ) -> dict[str, torch.Tensor]:
-        chats = [
-            example["messages"] if kind == "messages" else [*example["prompt"], *example["completion"]]
-            for example in examples
-        ]
-        chats = [
-            _place_images(index, chat, chat_images)
-            for index, (chat, chat_images) in enumerate(zip(chats, images, strict=True))
-        ]
+    def _encode_chats(self, examples: list[dict[str, Any]], images: list[list[Any]]) -> dict[str, torch.Tensor]:
+        require_generation_marks(self.processor.chat_template)
+        chats, given_turns = [], []
+        for index, (example, example_images) in enumerate(zip(examples, images, strict=True)):
+            chat, given = cast(tuple[list[Message], int], chat_of(example, _name(index)))
+            chats.append(place_images(chat, example_images, _name(index)))
+            given_turns.append(given)
         batch = self.processor.apply_chat_template(
             chats,
             tokenize=True,
@@ -119,10 +116,7 @@ class MM1Collator:
             processor_kwargs={"padding": True, "padding_side": "right"},
         )
         learned = batch.pop("assistant_masks").bool()
-        if kind != "messages":
-            turns = [sum(message["role"] == "assistant" for message in example["prompt"]) for example in examples]
-            learned = _without_first_turns(learned, turns)
-        return {**batch, "learned": learned}
+        return {**batch, "learned": without_first_turns(learned, given_turns)}
 
     def _check_rows(self, lengths: list[int], learned: list[bool]) -> None:
         for index, (length, learns) in enumerate(zip(lengths, learned, strict=True)):
@@ -138,51 +132,28 @@ class MM1Collator:
                 )
 
 
-def _kind(index: int, example: dict[str, Any]) -> str:
-    if "messages" in example:
-        return "messages"
-    if "prompt" in example and "completion" in example:
-        if not all(isinstance(example[part], list) for part in ("prompt", "completion")):
-            raise ValueError(f"Sample {index} of the batch: prompt and completion must be chats, lists of messages.")
-        return "prompt and completion"
-    if "text" in example:
+def _name(index: int) -> str:
+    return f"Sample {index} of the batch"
+
+
+def _kind(name: str, example: dict[str, Any]) -> str:
+    if chat_of(example, name) is not None:
+        return "messages" if example.get("messages") is not None else "prompt and completion"
+    if example.get("text") is not None:
         return "text"
     raise ValueError(
-        f"Sample {index} of the batch has the columns {sorted(example)}; give it messages, or prompt and completion, or "
-        "text, and images beside."
+        f"{name} has the columns {sorted(example)}; give it messages, or prompt and completion, or text, and images beside."
     )
 
 
-def _without_first_turns(learned: torch.Tensor, turns: list[int]) -> torch.Tensor:
-    """The mask `(batch, sequence)` without each row's first assistant turns, those that its prompt holds."""
+def without_first_turns(learned: torch.Tensor, turns: list[int]) -> torch.Tensor:
+    """
+    A mask without what a prompt holds.
+
+    Args:
+        learned: `(batch, sequence)`, true where the assistant writes.
+        turns: how many of each row's first runs of it to leave out.
+    """
     previous = torch.nn.functional.pad(learned[:, :-1], (1, 0))
     turn = (learned & ~previous).cumsum(dim=1)
     return learned & (turn > torch.tensor(turns).unsqueeze(1))
-
-
-def _place_images(index: int, chat: list[dict[str, Any]], images: list[Any]) -> list[dict[str, Any]]:
-    """A chat with its images as parts: in the places that it has for them, or before the first user's words."""
-    chat = [
-        {**message, "content": [{"type": "text", "text": message["content"]}]}
-        if isinstance(message["content"], str)
-        else {**message, "content": [dict(part) for part in message["content"]]}
-        for message in chat
-    ]
-    places = [part for message in chat for part in message["content"] if part["type"] == "image"]
-    empty = [
-        part for part in places if not any(part.get(key) is not None for key in ("image", "url", "path", "base64"))
-    ]
-    if images and not places:
-        first_user = next((message for message in chat if message["role"] == "user"), None)
-        if first_user is None:
-            raise ValueError(f"Sample {index} of the batch has images, but no user turn to put them into.")
-        empty = [{"type": "image"} for _ in images]
-        first_user["content"][:0] = empty
-    if len(empty) != len(images):
-        raise ValueError(
-            f"Sample {index} of the batch has {len(images)} images, but its chat has {len(empty)} places for one "
-            "(parts of type 'image' without an image of their own)."
-        )
-    for part, image in zip(empty, images, strict=True):
-        part["image"] = image
-    return chat

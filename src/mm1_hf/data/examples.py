@@ -1,13 +1,19 @@
 """Documents to examples: the token ids and images of what stands in a packed row as one segment."""
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 
+from mm1_hf.data.chats import Chat, place_images, require_generation_marks
+from mm1_hf.data.collation import without_first_turns
 from mm1_hf.data.documents import Document, ImagePart, Unusable
+from mm1_hf.image_processing_mm1 import MM1ImageProcessor
 from mm1_hf.processing_mm1 import MM1Processor
 from mm1_hf.tiling import ImageLayout, placeholder_text, sample_layouts
 
@@ -218,3 +224,123 @@ def _example(parts: list[_Part], begins: bool, name: str) -> Example:
         begins=begins,
         name=name,
     )
+
+
+class _Sizes:
+    """An image processor that lays images out by their sizes, and never reads a pixel."""
+
+    def __init__(self, image_processor: MM1ImageProcessor):
+        self.image_processor = image_processor
+
+    def __call__(self, images: list[list[np.ndarray]], **kwargs: Any) -> dict[str, Any]:
+        return {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "image_processor":
+            # Before there is one, as copies ask.
+            raise AttributeError(name)
+        return getattr(self.image_processor, name)
+
+
+class ChatEncoder(ExampleEncoder):
+    """
+    Turns conversations into examples, by the processor's chat template: the very tokens and labels that [`MM1Collator`]
+    makes of them. Only what the assistant writes is learned, its end mark included, and of a prompt's nothing.
+
+    A conversation is never cut: one that is longer than a row, or has more images than a row may, is refused. Other
+    documents become what [`ExampleEncoder`] makes of them.
+
+    Args:
+        processor: the model's own; its image processor's settings say how images are split.
+        sequence_length: positions of a row.
+        max_images: images of a row at most; unset, as many as fit.
+
+    Raises:
+        ValueError: as [`ExampleEncoder`], or a chat template without generation marks.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> from transformers import GPT2Tokenizer
+    >>> from mm1_hf import MM1ImageProcessor, MM1Processor
+    >>> from mm1_hf.data.examples import ChatEncoder
+    >>> from mm1_hf.data.layouts import LAYOUTS
+
+    >>> tokenizer = GPT2Tokenizer(eos_token="<eos>").train_new_from_iterator(["A cat."], vocab_size=300)
+    >>> tokens = ["<image>", "<|im_start|>", "<|im_end|>"]
+    >>> _ = tokenizer.add_special_tokens({"pad_token": "<eos>", "additional_special_tokens": tokens})
+    >>> image_processor = MM1ImageProcessor(size={"height": 56, "width": 56}, image_splitting="none")
+    >>> encoder = ChatEncoder(MM1Processor(image_processor, tokenizer, num_image_tokens=4), sequence_length=2048)
+    >>> chat = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A cat."}]
+    >>> document = LAYOUTS["chat"]({"messages": chat, "images": [Image.new("RGB", (80, 60))]}, "a record")
+    >>> ((example,),) = encoder.encode([document])
+    >>> tokenizer.decode(example.input_ids[example.learned])
+    'A cat.<|im_end|>'
+
+    ```
+    """
+
+    def __init__(self, processor: MM1Processor, sequence_length: int, max_images: int | None = None):
+        require_generation_marks(processor.chat_template)
+        super().__init__(processor, sequence_length, max_images)
+        self._layouts_only = copy.copy(processor)
+        self._layouts_only.image_processor = _Sizes(processor.image_processor)
+
+    def encode(self, documents: Sequence[Document]) -> list[list[Example] | Unusable]:
+        """
+        Args:
+            documents: conversations, and others.
+
+        Returns:
+            For every one its examples, or why it cannot be used.
+        """
+        others = iter(super().encode([document for document in documents if not isinstance(document, Chat)]))
+        encoded: list[list[Example] | Unusable] = []
+        for document in documents:
+            if not isinstance(document, Chat):
+                encoded.append(next(others))
+                continue
+            try:
+                encoded.append([self._example_of(document)])
+            except Unusable as reason:
+                encoded.append(reason)
+        return encoded
+
+    def _example_of(self, chat: Chat) -> Example:
+        sizes = [image.size() for image in chat.images]
+        # Arrays of these sizes that take no memory.
+        blanks = [np.broadcast_to(np.uint8(0), size) for size in sizes]
+        messages = [{**message, "content": [dict(part) for part in message["content"]]} for message in chat.messages]
+        try:
+            batch = self._layouts_only.apply_chat_template(
+                [place_images(messages, blanks, chat.name)],
+                tokenize=True,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+            )
+        except (ValueError, TemplateError) as error:
+            raise Unusable("no chat of this template", f"{chat.name}: {error}") from error
+        input_ids = np.array(batch["input_ids"][0], dtype=np.int32)
+        if len(input_ids) > self.sequence_length or len(sizes) > self.max_images:
+            raise Unusable(
+                "chat longer than a row",
+                f"{chat.name} has {len(input_ids)} tokens and {len(sizes)} images, and a row has room for "
+                f"{self.sequence_length} and {self.max_images}. Images are never cut: leave it out, split its images into "
+                "fewer tiles, or allow longer rows",
+            )
+        written = torch.tensor(batch["assistant_masks"]).bool()
+        learned = without_first_turns(written, [chat.given_turns])[0].numpy()
+        learned &= input_ids != self.processor.image_token_id
+        learned[0] = False
+        if not learned.any():
+            raise Unusable("nothing to learn from", f"{chat.name} has no assistant's turn to learn")
+        layouts = sample_layouts(sizes, self._tiling)
+        return Example(
+            input_ids=input_ids,
+            learned=learned,
+            images=chat.images,
+            splits=tuple(layout.num_tiles > 1 for layout in layouts),
+            begins=True,
+            name=chat.name,
+        )

@@ -17,6 +17,7 @@ from typing import Any, Protocol, get_args
 
 from PIL import Image
 
+from mm1_hf.data.chats import IMAGE_KEYS, Chat, Message, chat_of, images_of, place_images
 from mm1_hf.data.documents import Document, DocumentKind, ImagePart, Unusable
 
 
@@ -38,6 +39,8 @@ CORRUPT_ARCHIVE = "corrupt archive"
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_url", "url")
 _CAPTION_COLUMNS = ("caption", "text", "txt")
 _PLACE = "<image>"
+_LLAVA_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+_EMPTY = {"type": "text", "text": ""}
 
 
 def _unwrapping(layout: Layout) -> Layout:
@@ -146,6 +149,25 @@ def llava(record: Record, name: str = "") -> Document:
     pre-training. Anything else is text, turn by turn in lines, with the images in their places.
     """
     name = _name(record, name)
+    turns, images = _llava(record, name)
+    if len(images) == 1 and [speaker for speaker, _ in turns] == ["human", "gpt"]:
+        return _document([images[0], turns[1][1].strip()], name, "caption")
+    placed, unmarked = _placed(turns, images, name)
+    parts: list[str | ImagePart] = [*unmarked]
+    line = ""
+    for index, (_, content) in enumerate(placed):
+        line += "\n" if index else ""
+        for part in content:
+            if isinstance(part, str):
+                line += part
+            else:
+                parts += [line, part]
+                line = ""
+    return _document([*parts, line], name)
+
+
+def _llava(record: Record, name: str) -> tuple[list[tuple[str, str]], list[ImagePart]]:
+    """LLaVA's turns, as speakers and texts, and its images."""
     turns = []
     for turn in _list(record, "conversations", name):
         if not isinstance(turn, Mapping) or turn.get("from") not in ("human", "gpt", "system"):
@@ -153,22 +175,96 @@ def llava(record: Record, name: str = "") -> Document:
         turns.append((turn["from"], _text(turn.get("value"), name)))
     given = record.get("image")
     given = [] if given is None else given if isinstance(given, list) else [given]
-    images = [_image(image, record, name) for image in given]
-    if len(images) == 1 and [speaker for speaker, _ in turns] == ["human", "gpt"]:
-        return _document([images[0], turns[1][1].strip()], name, "caption")
+    return turns, [_image(image, record, name) for image in given]
+
+
+def _placed(
+    turns: list[tuple[str, str]], images: list[ImagePart], name: str
+) -> tuple[list[tuple[str, list[str | ImagePart]]], list[ImagePart]]:
+    """LLaVA's turns with the images in their places, and the images where these are not marked."""
     places = sum(text.count(_PLACE) for speaker, text in turns if speaker == "human")
     if images and places not in (0, len(images)):
         raise Unusable("images do not fit their places", f"{name}: {len(images)} images and {places} places for them")
-    parts: list[str | ImagePart] = [] if places else list(images)
-    left, line = iter(images), ""
-    for index, (speaker, text) in enumerate(turns):
-        line += "\n" if index else ""
+    left = iter(images)
+    placed: list[tuple[str, list[str | ImagePart]]] = []
+    for speaker, text in turns:
         first, *others = text.split(_PLACE) if images and places and speaker == "human" else [text]
-        line += first
+        content: list[str | ImagePart] = [first]
         for other in others:
-            parts += [line, next(left)]
-            line = other
-    return _document([*parts, line], name)
+            content += [next(left), other]
+        placed.append((speaker, content))
+    return placed, [] if places else images
+
+
+@_unwrapping
+def chat(record: Record, name: str = "") -> Document:
+    """
+    TRL's conversations: `messages`, or `prompt` and `completion`, whose contents are texts or parts of type `text` and
+    `image`; with `images`, a list, or one `image`, for the parts that have none of their own. Without such parts, images
+    come before the first user's words. For fine-tuning; read for pre-training, it is its words and images without the roles.
+    """
+    name = _name(record, name)
+    images = [_image(image, record, name) for image in images_of(record)]
+    try:
+        found = chat_of(record, name)
+        if found is None:
+            raise Unusable(WRONG_LAYOUT, f"{name}: it has the columns {_columns(record)}")
+        messages = place_images(found[0], images, name)
+    except Unusable:
+        raise
+    except (ValueError, KeyError) as error:
+        raise Unusable(WRONG_LAYOUT, f"{name}: {error}") from error
+    return _chat(messages, found[1], record, name)
+
+
+@_unwrapping
+def llava_chat(record: Record, name: str = "") -> Document:
+    """
+    LLaVA's JSON, as [`llava`] reads it, with its roles, for fine-tuning. White space around images and texts is left out,
+    and unmarked images come before the first human turn's words.
+    """
+    name = _name(record, name)
+    placed, unmarked = _placed(*_llava(record, name), name)
+    messages: list[Message] = []
+    for speaker, content in placed:
+        parts = [
+            {"type": "image", "image": part} if isinstance(part, ImagePart) else {"type": "text", "text": part.strip()}
+            for part in content
+        ]
+        messages.append({"role": _LLAVA_ROLES[speaker], "content": [part for part in parts if part != _EMPTY]})
+    try:
+        messages = place_images(messages, unmarked, name)
+    except ValueError as error:
+        raise Unusable("images do not fit their places", str(error)) from error
+    return _chat(messages, 0, record, name)
+
+
+def _chat(messages: list[Message], given_turns: int, record: Record, name: str) -> Chat:
+    """A chat out of messages that hold their images."""
+    parts: list[str | ImagePart] = []
+    bare: list[Message] = []
+    for message in messages:
+        content = []
+        for part in message["content"]:
+            if part.get("type") == "image":
+                parts.append(_image_of_part(part, record, name))
+                content.append({"type": "image"})
+            else:
+                parts.append(_text(part.get("text"), name))
+                content.append(part)
+        bare.append({**message, "content": content})
+    document = _document(parts, name)
+    return Chat(document.kind, document.parts, name, tuple(bare), given_turns)
+
+
+def _image_of_part(part: Mapping[str, Any], record: Record, name: str) -> ImagePart:
+    key = next(key for key in IMAGE_KEYS if key in part)
+    value = part[key]
+    if isinstance(value, ImagePart):
+        return value
+    if key == "base64" and isinstance(value, str) and not value.startswith("data:"):
+        value = f"data:;base64,{value}"
+    return _image(value, record, name)
 
 
 @_unwrapping
@@ -240,6 +336,8 @@ LAYOUTS: dict[str, Layout] = {
     "documents": documents,
     "caption": caption,
     "llava": llava,
+    "chat": chat,
+    "llava_chat": llava_chat,
     "obelics": obelics,
     "mmc4": mmc4,
     "text": text,

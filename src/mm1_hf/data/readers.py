@@ -160,11 +160,11 @@ def _open(builder: DatasetBuilder, split: str, streaming: bool) -> Dataset | Ite
     if streaming:
         stream = cast(IterableDataset, builder.as_streaming_dataset(split))
         # Unknown for formats that hold no images.
-        undecoded = _undecoded(stream.features)
-        return stream if undecoded == stream.features else stream.cast(undecoded)
+        without_pixels = undecoded(stream.features)
+        return stream if without_pixels == stream.features else stream.cast(without_pixels)
     builder.download_and_prepare()
     # Not by a cast afterwards, which writes lists of images once more.
-    builder.info.features = _undecoded(builder.info.features)
+    builder.info.features = undecoded(builder.info.features)
     return cast(Dataset, builder.as_dataset(split))
 
 
@@ -180,13 +180,18 @@ def _open_archives(
     return dataset.select(range(len(dataset))[part.from_ : part.to])
 
 
-def _undecoded(feature: Any) -> Any:
-    """The feature with every image left as its bytes or path."""
+def undecoded(feature: Any) -> Any:
+    """
+    A data set's feature with every image left as its bytes or path.
+
+    Args:
+        feature: one, or features by their names.
+    """
     if isinstance(feature, Image):
         return Image(mode=feature.mode, decode=False)
     if isinstance(feature, dict):
-        return type(feature)({name: _undecoded(inner) for name, inner in feature.items()})
-    return List(_undecoded(feature.feature)) if isinstance(feature, List) else feature
+        return type(feature)({name: undecoded(inner) for name, inner in feature.items()})
+    return List(undecoded(feature.feature)) if isinstance(feature, List) else feature
 
 
 def _try_layout(records: list[dict[str, Any]], layout: str, name: str) -> None:

@@ -1,0 +1,172 @@
+"""
+Samples per second of fine-tuning: MM1's packed rows beside TRL's padded default, in one run on one model.
+
+    python benchmarks/sft_packing.py --output benchmarks/results/sft_packing.json
+
+The conversations are drawn: answers from a word to a few hundred, as in LLaVA's mixtures, about one picture, two or none.
+Both train every weight of the same model with the same optimizer on the same samples: TRL's `SFTTrainer` as it comes, with
+its own collator, one conversation to a row, padded to the longest of its batch; ours with rows of `--length` positions. Both
+take as many rows at once as hold `--positions` positions when full, so that they need the same memory.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from mm1_hf import MM1ConnectorConfig, assemble
+from mm1_hf.quickstart.parts import load_decoder
+from mm1_hf.training.sft import MM1SFTTrainer
+
+
+WORDS = ("a", "small", "brown", "dog", "runs", "along", "the", "beach", "with", "sticks", "on", "sunny", "days")
+# Words of an answer: short ones of question answering, sentences, and long descriptions.
+KINDS = ((0.6, 1, 4), (0.3, 10, 40), (0.1, 100, 300))
+SAMPLES = 1024
+
+
+def conversations(number: int, side: int) -> datasets.Dataset:
+    """So many, with pictures of `side` pixels."""
+    draw = np.random.default_rng(0)
+    pictures = [Image.fromarray(draw.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(8)]
+    rows = []
+    for _ in range(number):
+        kind = KINDS[draw.choice(len(KINDS), p=[share for share, _, _ in KINDS])]
+        answer = " ".join(draw.choice(WORDS, int(draw.integers(*kind[1:]))))
+        images = [pictures[draw.integers(len(pictures))] for _ in range(draw.choice(3, p=[0.1, 0.8, 0.1]))]
+        question = {"role": "user", "content": " ".join(draw.choice(WORDS, 10))}
+        rows.append({"messages": [question, {"role": "assistant", "content": answer}], "images": images})
+    message = {"role": datasets.Value("string"), "content": datasets.Value("string")}
+    features = datasets.Features({"messages": datasets.List(message), "images": datasets.List(datasets.Image())})
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+def build(side: int, tokens: int, width: int, layers: int) -> tuple[Any, Any]:
+    """An MM1 with new weights and SmolLM2's tokenizer."""
+    torch.manual_seed(0)
+    _, tokenizer = load_decoder()
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 32}
+    vision = CLIPVisionModel(CLIPVisionConfig(image_size=side, patch_size=14, intermediate_size=4 * width, **sizes))
+    decoder = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), intermediate_size=3 * width, max_position_embeddings=4096, **sizes)
+    )
+    connector = MM1ConnectorConfig(num_tokens=tokens, hidden_size=width)
+    model, processor = assemble(vision, decoder, connector, tokenizer=tokenizer, verbose=False)
+    processor.image_processor.image_splitting = "none"
+    return model, processor
+
+
+class Clock(TrainerCallback):
+    """Seconds from the end of the first step, which warms up, to that of the last one."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+
+def samples_per_second(kind: type, data: datasets.Dataset, model_settings: dict[str, int], **fields: Any) -> float:
+    """Of one pass over the data, its data loading included."""
+    model, processor = build(**model_settings)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SFTConfig(
+            folder,
+            num_train_epochs=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            bf16=torch.cuda.is_available(),
+            use_cpu=not torch.cuda.is_available(),
+            **fields,
+        )
+        trainer = kind(model, arguments, train_dataset=data, processing_class=processor, callbacks=[clock])
+        trainer.train()
+    # What was trained on after the first step, in samples: a share of the rows.
+    rows = len(trainer.train_dataset)
+    first = min(arguments.per_device_train_batch_size, rows)
+    return len(data) * (1 - first / rows) / (clock.ends[-1] - clock.ends[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="where the JSON goes")
+    parser.add_argument("--length", type=int, default=2048, help="positions of a packed row (default: 2048)")
+    parser.add_argument("--positions", type=int, default=8192, help="of one forward pass at most (default: 8192)")
+    parser.add_argument("--rounds", type=int, default=3, help="passes of each, in turn (default: 3)")
+    parser.add_argument("--width", type=int, default=256, help="of encoder and decoder (default: 256)")
+    parser.add_argument("--layers", type=int, default=6, help="of each (default: 6)")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help=f"conversations (default: {SAMPLES})")
+    options = parser.parse_args()
+    datasets.disable_progress_bars()
+    model_settings = {"side": 112, "tokens": 16, "width": options.width, "layers": options.layers}
+    data = conversations(options.samples, model_settings["side"])
+    _, processor = build(**model_settings)
+    lengths = [
+        len(processor.apply_chat_template(row["messages"], tokenize=True, return_dict=True)["input_ids"][0])
+        + model_settings["tokens"] * len(row["images"])
+        for row in data
+    ]
+    ways = {
+        "TRL, padded": (
+            SFTTrainer,
+            {"max_length": None, "per_device_train_batch_size": max(options.positions // max(lengths), 1)},
+        ),
+        "mm1_hf, packed": (
+            MM1SFTTrainer,
+            {
+                "packing": True,
+                "max_length": options.length,
+                "per_device_train_batch_size": max(options.positions // options.length, 1),
+            },
+        ),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(options.rounds):
+        for name, (kind, fields) in ways.items():
+            speeds[name].append(samples_per_second(kind, data, model_settings, **fields))
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    result = {
+        "what": "samples per second of training, data loading included; median of the rounds",
+        "samples": options.samples,
+        "tokens_of_a_sample": {
+            "mean": statistics.mean(lengths),
+            "median": statistics.median(lengths),
+            "longest": max(lengths),
+        },
+        "length": options.length,
+        "positions_at_most": options.positions,
+        "model": model_settings,
+        "samples_per_second": medians,
+        "rounds": speeds,
+        "times_trl": medians["mm1_hf, packed"] / medians["TRL, padded"],
+        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("mm1_hf", "trl", "transformers", "torch")},
+        "commit": commit,
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({name: result[name] for name in ("samples_per_second", "times_trl")}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""
+Asks a model about pictures, in a chat.
+
+    python examples/generate.py --model lora-mm1 --image picture.png "Describe the picture."
+
+The model is any of the folders that the other examples write: a whole model, or an adapter, which is loaded over its base.
+"""
+
+import argparse
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import mm1_hf  # noqa: F401 - registers MM1 with the Auto classes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a folder or Hub id")
+    parser.add_argument("--image", action="append", default=[], help="a picture's file or URL; once for each")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: 64)")
+    parser.add_argument("question")
+    options = parser.parse_args()
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype="auto").to(device).eval()
+    processor = AutoProcessor.from_pretrained(options.model)
+    content = [{"type": "image", "image": image} for image in options.image]
+    chat = [{"role": "user", "content": [*content, {"type": "text", "text": options.question}]}]
+    inputs = processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    ).to(model.device, model.dtype)
+    tokens = model.generate(**inputs, max_new_tokens=options.max_new_tokens, do_sample=False)
+    print(processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+
+
+if __name__ == "__main__":
+    main()

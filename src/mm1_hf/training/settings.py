@@ -1,0 +1,194 @@
+"""Runs from files: the sources of their data, and their entries checked by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from accelerate import PartialState
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+
+from mm1_hf.data.examples import ExampleEncoder
+from mm1_hf.data.mixture import Mixture, Source
+from mm1_hf.data.readers import read
+from mm1_hf.processing_mm1 import MM1Processor
+from mm1_hf.training.parallel import distributed_config
+from mm1_hf.training.recipes import DataSettings, Recipe
+
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """
+    Args:
+        path: a data set's folder, file or Hub id.
+        layout: what its records look like, a name in [`mm1_hf.data.layouts.LAYOUTS`].
+        weight: its share of the mixture; unset, that of the recipe's source of the same name.
+        split: of the data set.
+        streaming: whether it is read record by record, without being loaded before.
+    """
+
+    path: str
+    layout: str
+    weight: float | None = None
+    split: str = "train"
+    streaming: bool = False
+
+
+def load(kind: type[Settings], path: str | Path) -> Settings:
+    """
+    Reads a YAML or JSON file.
+
+    Args:
+        kind: a dataclass with `sources`, the [`SourceSettings`] of each by name, and `frozen`.
+        path: of entries as it has fields.
+
+    Raises:
+        ValueError: it is neither, or has unknown, missing or wrong entries.
+        OSError: it cannot be read.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is neither YAML nor JSON: {error}") from error
+    settings: Any = _from_mapping(kind, values, str(path))
+    if not isinstance(settings.sources, Mapping) or not settings.sources:
+        raise ValueError(f"{path}: sources maps names to data sets; got {settings.sources!r:.100}.")
+    sources = {
+        name: _from_mapping(SourceSettings, value, f"{path}, source {name}")
+        for name, value in settings.sources.items()
+    }
+    return replace(settings, sources=sources, frozen=tuple(settings.frozen))
+
+
+def _from_mapping(kind: Any, values: Any, where: str) -> Any:
+    names = {each.name for each in fields(kind)}
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} holds {type(values).__name__}, not entries; they are {', '.join(sorted(names))}.")
+    if unknown := set(values) - names:
+        raise ValueError(
+            f"{where} has unknown entries: {', '.join(map(str, unknown))}. They are {', '.join(sorted(names))}."
+        )
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def change_recipe(paper: Recipe, settings: Any) -> Recipe:
+    """
+    A recipe with what the settings change.
+
+    Args:
+        paper: the recipe of the model's size.
+        settings: a run's, of the fields that [`load`] and [`build_mixture`] read.
+
+    Raises:
+        ValueError: a source without a weight whose name the recipe does not know.
+    """
+    names = ("sequence_length", "max_images", "unit", "image_splitting", "resolution")
+    data = {name: value for name in names if (value := getattr(settings, name)) is not None}
+    weights = {
+        name: paper.data.mixture.get(name) if source.weight is None else source.weight
+        for name, source in settings.sources.items()
+    }
+    if unknown := [name for name, weight in weights.items() if weight is None]:
+        raise ValueError(
+            f"The sources {', '.join(unknown)} have no weight, and the recipe knows {', '.join(paper.data.mixture)}: give "
+            "weights, or the recipe's names."
+        )
+    return replace(
+        paper,
+        batch_size=settings.batch_size or paper.batch_size,
+        arguments=paper.arguments | settings.arguments,
+        data=replace(paper.data, mixture=weights, **data),
+    )
+
+
+def load_model(path: str, arguments: Mapping[str, Any], distributed: Mapping[str, Any]) -> tuple[int, PreTrainedModel]:
+    """
+    The model of a run in float32, split over the processes that were started where the settings say so.
+
+    Args:
+        path: its folder or Hub id.
+        arguments: the run's fields of `TrainingArguments`.
+        distributed: see [`mm1_hf.training.parallel.distributed_config`].
+
+    Returns:
+        How many ranks have data of their own, and the model.
+
+    Raises:
+        ValueError: the split does not fit the model or the processes.
+    """
+    # As TrainingArguments count them, which come later.
+    num_devices, split = PartialState(cpu=bool(arguments.get("use_cpu"))).num_processes, {}
+    if distributed:
+        config = distributed_config(AutoConfig.from_pretrained(path), num_devices, **distributed)
+        num_devices, split = config.dp_size, {"distributed_config": config}
+    return num_devices, AutoModelForImageTextToText.from_pretrained(path, dtype="float32", **split)
+
+
+def split_images(processor: MM1Processor, data: DataSettings) -> None:
+    """
+    Sets a processor's tiles as a recipe has them: static splitting cuts `resolution` into a grid of tiles, the others make
+    tiles of `resolution`.
+
+    Args:
+        processor: the model's.
+        data: the recipe's.
+
+    Raises:
+        ValueError: the resolution is not a whole number of tiles.
+    """
+    images = processor.image_processor
+    grid = images.static_grid if data.image_splitting == "static" else 1
+    if data.resolution % grid:
+        raise ValueError(
+            f"A resolution of {data.resolution} pixels does not divide into {grid} x {grid} tiles: give a multiple of "
+            f"{grid}."
+        )
+    side = data.resolution // grid
+    images.size = {"height": side, "width": side}
+    images.image_splitting = data.image_splitting
+
+
+def build_mixture(settings: Any, stage: Recipe, encoder: ExampleEncoder) -> Mixture:
+    """
+    The stream of a run's sources.
+
+    Args:
+        settings: the run's.
+        stage: its recipe.
+        encoder: makes examples of their documents.
+
+    Raises:
+        ValueError: sources that cannot be read, or weights that are not positive.
+    """
+    sources = [
+        Source(
+            name,
+            read(source.path, source.layout, split=source.split, streaming=source.streaming),
+            source.layout,
+            stage.data.mixture[name],
+        )
+        for name, source in settings.sources.items()
+    ]
+    return Mixture(
+        sources,
+        encoder,
+        unit=stage.data.unit,
+        seed=settings.seed,
+        lanes=settings.lanes,
+        window=settings.window,
+        max_dropped_share=settings.max_dropped_share,
+    )
+
+
+def print_left_out(mixture: Mixture) -> None:
+    """Tells how many records of each source were left out, and why."""
+    for source, counts in mixture.drops().report().items():
+        if counts["dropped"]:
+            print(f"{source}: of {counts['seen']} records, left out: {counts['dropped']}")

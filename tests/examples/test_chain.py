@@ -1,0 +1,151 @@
+"""The way from a pre-trained model to answers, each example reading what the last one wrote, with a model of a few thousand
+parameters."""
+
+import importlib.util
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_mm1
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from mm1_hf.data.collation import IGNORED, MM1Collator
+from mm1_hf.evaluation.answering import answer
+from mm1_hf.quickstart.easy_vqa import Picture, Question
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+COLOURS = ("red", "blue", "green", "teal")
+
+
+def script(name: str):
+    specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def pictures(tmp_path) -> list[Picture]:
+    """Plain colours with easy-VQA's kinds of questions."""
+    made = []
+    for index in range(24):
+        colour, path = COLOURS[index % 4], tmp_path / f"{index}.png"
+        Image.new("RGB", (64, 64), colour).save(path)
+        questions = (
+            Question("what colour?", colour, "colour"),
+            Question("what shape?", "circle", "shape"),
+            Question("is it red?", "yes" if colour == "red" else "no", "yes/no"),
+        )
+        made.append(Picture(index, path, questions))
+    return made
+
+
+def run(monkeypatch, pictures, name: str, *arguments: object):
+    """Runs an example as from the command line, at toy size."""
+    module = script(name)
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    for constant, value in {"SEQUENCE_LENGTH": 256, "PAGES": 40}.items():
+        if hasattr(module, constant):
+            monkeypatch.setattr(module, constant, value)
+    if hasattr(module, "load_split"):
+        monkeypatch.setattr(module, "load_split", lambda split: pictures)
+    module.main()
+    return module
+
+
+def fell(folder: Path) -> bool:
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return results["after"] < results["before"]
+
+
+@torch.no_grad()
+def logits(folder: Path, batch) -> torch.Tensor:
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    return model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+
+
+def test_each_example_reads_what_the_last_one_wrote(pictures, tmp_path, monkeypatch, capsys):
+    for part in tiny_mm1():
+        part.save_pretrained(tmp_path / "pretrained")
+    run(
+        monkeypatch,
+        pictures,
+        "continual",
+        "--model",
+        tmp_path / "pretrained",
+        "--output",
+        tmp_path / "continual",
+        "--steps",
+        6,
+    )
+    assert fell(tmp_path / "continual")
+    # 2 x 2 tiles of the encoder's side, and the whole picture.
+    processor = AutoProcessor.from_pretrained(tmp_path / "continual")
+    images = processor.image_processor
+    assert images.image_splitting == "static" and images.size["height"] == 56
+
+    sft = run(
+        monkeypatch, pictures, "sft", "--model", tmp_path / "continual", "--output", tmp_path / "sft", "--steps", 8
+    )
+    assert fell(tmp_path / "sft")
+    batch = MM1Collator(processor)([sft.conversation(pictures[0])])
+    ids, labels = batch["input_ids"][0], batch["labels"][0]
+    assert torch.equal(ids[labels != IGNORED], labels[labels != IGNORED])
+    assert processor.decode(labels[labels != IGNORED]) == "red<|im_end|>circle<|im_end|>yes<|im_end|>"
+
+    run(monkeypatch, pictures, "lora", "--model", tmp_path / "sft", "--output", tmp_path / "lora", "--steps", 8)
+    assert fell(tmp_path / "lora")
+    torch.testing.assert_close(
+        logits(tmp_path / "lora", batch), logits(tmp_path / "lora" / "merged", batch), atol=1e-5, rtol=1e-5
+    )
+    assert (logits(tmp_path / "lora", batch) - logits(tmp_path / "sft", batch)).abs().max() > 1e-3
+
+    capsys.readouterr()
+    asked = ("--image", pictures[0].path, "--max-new-tokens", 8, "Describe the picture.")
+    run(monkeypatch, pictures, "generate", "--model", tmp_path / "lora", *asked)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "lora" / "merged").eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "lora" / "merged")
+    (expected,) = answer(model, processor, [(pictures[0].image(), "Describe the picture.")], max_new_tokens=8)
+    assert capsys.readouterr().out.strip() == expected
+
+
+def test_drawn_pages_can_be_read():
+    continual = script("continual")
+    first, second = (continual.page(random.Random(seed)) for seed in (0, 1))
+    assert first["image"] != second["image"] and first["text"] != second["text"]
+    assert len(first["text"].splitlines()) == 4
+
+
+def test_the_notebook_runs(pictures, tmp_path, monkeypatch, capsys):
+    for part in tiny_mm1():
+        part.save_pretrained(tmp_path / "model")
+    lines = [
+        json.dumps({"file_name": picture.path.name, "question": question.text, "answer": question.answer})
+        for picture in pictures
+        for question in picture.questions
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    notebook = json.loads((EXAMPLES / "fine_tune.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert sum(bool(line.strip()) for cell in cells for line in cell.splitlines()) < 60
+    values = {
+        "MODEL": str(tmp_path / "model"),
+        "PICTURES": str(tmp_path),
+        "OUTPUT": str(tmp_path / "adapter"),
+        "STEPS": 3,
+    }
+    names: dict = {}
+    for index, cell in enumerate(cells):
+        exec(compile(cell, f"cell {index}", "exec"), names)
+        # The first cell is what a user fills in.
+        assert index or set(values) <= set(names)
+        names |= values if index == 0 else {}
+    printed = capsys.readouterr().out
+    assert names["after"] < names["before"]
+    assert "<|im_end|>" in printed and "held-out loss" in printed
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
