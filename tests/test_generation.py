@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny import tiny_mm1
-from transformers import StaticCache
+from transformers import CompileConfig, StaticCache
 
 from mm1_hf import MM1TextConfig, MM1TextForCausalLM
 
@@ -181,3 +181,16 @@ def test_a_compiled_step_is_compiled_once(model):
             given.append(logits.argmax(-1))
     assert torch.equal(torch.stack(given, dim=1), expected)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_generate_compiles_its_step_once(model):
+    """As it does by itself on a GPU, whenever the cache is static."""
+    inputs = prompt(model, 3, 0, 4)
+    compilation = CompileConfig(backend="eager", mode="default", fullgraph=True)
+    compilation._compile_all_devices = True
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        given = answer(model, inputs, cache_implementation="static", compile_config=compilation)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch.equal(given, greedy(model, inputs))

@@ -230,7 +230,9 @@ class MM1Processor(ProcessorMixin):
         zero-width space after its first character keeps it text, in every mode. Images are parts of their own,
         `{"type": "image", ...}`.
         """
-        tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.content.strip()]
+        tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+        # Runs of blanks are no control tokens, and nothing can be put inside a single character.
+        tokens = [token for token in tokens if token.strip() and len(token) > 1]
         # A longer token goes first: breaking a shorter one inside it would leave nothing to recognise.
         tokens.sort(key=len, reverse=True)
         return super().apply_chat_template(_keep_as_text(conversation, tokens), chat_template, *args, **kwargs)
@@ -240,13 +242,28 @@ def _keep_as_text(value: Any, tokens: list[str]) -> Any:
     """A conversation in which no text spells one of `tokens`."""
     if isinstance(value, str):
         for token in tokens:
-            value = value.replace(token, token[0] + _ZERO_WIDTH_SPACE + token[1:])
+            # Again, because a token that ends as it begins can share those characters with the next one.
+            while token in value:
+                value = value.replace(token, token[0] + _ZERO_WIDTH_SPACE + token[1:])
         return value
     if isinstance(value, dict):
         return {key: item if key in _MEDIA_KEYS else _keep_as_text(item, tokens) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_keep_as_text(item, tokens) for item in value]
+        return _keep_apart([_keep_as_text(item, tokens) for item in value], tokens)
     return value
+
+
+def _keep_apart(items: list[Any], tokens: list[str]) -> list[Any]:
+    """Content parts, of which no neighbours spell one of `tokens` together: templates write them without a gap."""
+    said = ""
+    for item in items:
+        if isinstance(item, dict) and item.get("type") == "text" and isinstance(item.get("text"), str):
+            if any(token in said + item["text"] for token in tokens):
+                item["text"] = _ZERO_WIDTH_SPACE + item["text"]
+            said += item["text"]
+        else:
+            said = ""
+    return items
 
 
 def _require_equal(images: list[int], places: list[int], image_token: str) -> None:
