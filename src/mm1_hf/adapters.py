@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 
 class AdapterLoadingMixin:
@@ -30,7 +31,8 @@ class AdapterLoadingMixin:
     ) -> None:
         # PEFT's way in: all of an adapter's weights under the names they should have here.
         given = {name: weight.shape for name, weight in state_dict.items() if ".lora_" in name}
-        if given:
+        # Where processes share the weights, names and shapes here are those of the shards.
+        if given and not (dist.is_available() and dist.is_initialized()):
             adapters = {name.split(".lora_")[1].split(".")[1] for name in given}
             own = {
                 prefix + name: weight.shape

@@ -16,6 +16,7 @@ from tiny import tiny_mm1
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, RLOOConfig, RLOOTrainer
 
 from mm1_hf import MM1ForConditionalGeneration, MM1Processor
+from mm1_hf.training.lora import lora_config
 
 
 ANSWERS = ("It is noise.", "Much of it!", "No.")
@@ -104,7 +105,8 @@ def move(model) -> None:
     """Takes the policy away from its reference."""
     torch.manual_seed(1)
     for weight in model.parameters():
-        weight.add_(torch.randn_like(weight), alpha=0.02)
+        if weight.requires_grad:
+            weight.add_(torch.randn_like(weight), alpha=0.02)
 
 
 def test_the_oracle_sees_the_pictures(model_folder):
@@ -116,18 +118,25 @@ def test_the_oracle_sees_the_pictures(model_folder):
     assert (own - others).abs() > 1e-3, "far more than what the comparisons below let pass"
 
 
-def test_dpo_weighs_every_pair_with_its_own_images(model_folder, tmp_path):
+@pytest.mark.parametrize("adapted", [False, True], ids=["whole", "lora"])
+def test_dpo_weighs_every_pair_with_its_own_images(adapted, model_folder, tmp_path):
     data = [
         {**row, "chosen": messages("assistant", ANSWERS[0]), "rejected": messages("assistant", ANSWERS[index % 2 + 1])}
         for index, row in enumerate(rows(range(len(IMAGE_SIZES))))
     ]
+    # As given, it is its own reference while its adapter is off; by its folder, it is loaded a second time.
+    base = MM1ForConditionalGeneration.from_pretrained(model_folder)
     trainer = DPOTrainer(
-        model=model_folder,
+        model=base if adapted else model_folder,
         args=arguments(DPOConfig, tmp_path, max_length=None),
         train_dataset=datasets.Dataset.from_list(data),
+        peft_config=lora_config(base, "decoder+connector", r=4) if adapted else None,
     )
-    processor, policy, reference = trainer.processing_class, trainer.model, trainer.ref_model
-    move(policy)
+    assert (trainer.ref_model is None) == adapted
+    processor, trained = trainer.processing_class, trainer.model
+    policy = trained.get_base_model() if adapted else trained
+    reference = MM1ForConditionalGeneration.from_pretrained(model_folder)
+    move(trained)
     seen = []
     for batch in trainer.get_train_dataloader():
         prompts = prompts_of(processor, batch["input_ids"])
@@ -135,14 +144,16 @@ def test_dpo_weighs_every_pair_with_its_own_images(model_folder, tmp_path):
         prompts = prompts[:2]
         answers = [ANSWERS[0]] * 2, [ANSWERS[prompt % 2 + 1] for prompt in prompts]
         expected = [answer_logps(reference, processor, prompts, texts) for texts in answers]
-        for given, wanted in zip(trainer.compute_ref_log_probs(reference, batch), expected, strict=True):
+        for given, wanted in zip(
+            trainer.compute_ref_log_probs(trainer.ref_model or trained, batch), expected, strict=True
+        ):
             torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-4)
         ratios = [
             answer_logps(policy, processor, prompts, texts) - base
             for texts, base in zip(answers, expected, strict=True)
         ]
         loss = -F.logsigmoid(BETA * (ratios[0] - ratios[1])).mean()
-        torch.testing.assert_close(trainer.compute_loss(policy, batch), loss, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(trainer.compute_loss(trained, batch), loss, rtol=1e-4, atol=1e-4)
         seen += prompts
     assert sorted(seen) == list(range(len(IMAGE_SIZES)))
 
