@@ -45,7 +45,10 @@ def test_token_type_ids_only_when_asked():
     assert inputs["mm_token_type_ids"] == [[0, 1, 1, 1, 1, 0]]
 
 
-@pytest.mark.parametrize("images", [[RED, BLUE, RED], [[RED], [], [BLUE, RED]], ([RED], [], [BLUE, RED])])
+@pytest.mark.parametrize(
+    "images",
+    [[RED, BLUE, RED], [[RED], [], [BLUE, RED]], ([RED], [], [BLUE, RED]), [[RED], None, [BLUE, RED]]],
+)
 def test_flat_and_nested_images_land_in_the_same_places(images):
     texts = ["<image>x", "y", "<image><image>z"]
     inputs = PROCESSOR(text=texts, images=images, padding=True, return_tensors="pt")

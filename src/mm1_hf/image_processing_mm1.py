@@ -258,8 +258,13 @@ class MM1ImageProcessor(BaseImageProcessor):
             raise ValueError(f"pad_value is {pad_value}; set it to levels of 0 to 255, or to None for the image mean.")
 
     def fetch_images(self, image_url_or_urls: ImageInput | Sequence[Any]) -> Any:
-        """Opens paths, URLs, base64 and bytes; see [`~mm1_hf.image_inputs.fetch_images`]."""
-        return fetch_images(image_url_or_urls)
+        """Opens paths, URLs, base64 and bytes; see [`~mm1_hf.image_inputs.fetch_images`]. Among samples with images, `None`
+        is one without."""
+        images = image_url_or_urls
+        if isinstance(images, list | tuple) and any(isinstance(sample, list | tuple) for sample in images):
+            # So TRL's GRPO and RLOO pass prompts without images on.
+            images = [[] if sample is None else sample for sample in images]
+        return fetch_images(images)
 
     def _samples(self, images: ImageInput | Sequence[Any]) -> list[list[Any]]:
         """The images as one list per sample."""

@@ -18,6 +18,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 from transformers.utils.generic import accepts_precomputed_kwargs, merge_with_config_defaults
 
+from .adapters import AdapterLoadingMixin
 from .configuration_mm1 import MM1Config, MM1TextConfig, vision_sizes
 from .connectors import AttentionPooling, CAbstractor, ResidualNorm, build_connector
 from .losses import live_targets
@@ -31,6 +32,7 @@ from .modeling_mm1_text import (
     warn_of_lost_router_losses,
     weighted_router_loss,
 )
+from .quantization import keep_precise
 from .segments import (
     flash_segment_kwargs,
     mask_padding,
@@ -63,7 +65,7 @@ class MM1ModelOutput(ModelOutput):
     image_hidden_states: torch.Tensor | None = None
 
 
-class MM1PreTrainedModel(PreTrainedModel):
+class MM1PreTrainedModel(AdapterLoadingMixin, PreTrainedModel):
     """Weights, initialisation and the capabilities that transformers asks for."""
 
     config: MM1Config
@@ -76,6 +78,14 @@ class MM1PreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, quantization_config: Any = None, **kwargs: Any) -> Any:
+        """As transformers' own. In 4 and 8 bits the encoder, the connector and the head keep their precision, unless
+        `quantization_config` itself says what does."""
+        if quantization_config is not None:
+            kwargs["quantization_config"] = keep_precise(quantization_config)
+        return super().from_pretrained(*args, **kwargs)
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:

@@ -22,6 +22,7 @@ from .processing_mm1 import MM1Processor
 
 # What travels to the Hub as remote code: the model, complete by itself.
 MODEL_FILES = (
+    "adapters.py",
     "configuration_mm1.py",
     "connectors.py",
     "image_inputs.py",
@@ -30,6 +31,7 @@ MODEL_FILES = (
     "modeling_mm1.py",
     "modeling_mm1_text.py",
     "processing_mm1.py",
+    "quantization.py",
     "segments.py",
     "tiling.py",
     "vision.py",

@@ -51,17 +51,16 @@ def tiny_vision(kind: str = "clip", layers: int = 3):
 def tiny_decoder(vocab_size: int = 257, **fields):
     """A Llama 64 wide with as many embedding rows as `byte_tokenizer` has tokens."""
     torch.manual_seed(2)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        bos_token_id=None,
-        eos_token_id=256,
-        **fields,
-    )
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "bos_token_id": None,
+        "eos_token_id": 256,
+    }
+    config = LlamaConfig(vocab_size=vocab_size, **{**sizes, **fields})
     return LlamaForCausalLM(config).eval()
 
 
