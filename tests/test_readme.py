@@ -2,16 +2,17 @@ import re
 from pathlib import Path
 
 import pytest
+from conversations import conversations
 from PIL import Image
 from tiny import byte_tokenizer, tiny_decoder, tiny_mm1, tiny_vision
 from transformers import CLIPImageProcessor
 
 from mm1_hf import MM1Config, MM1ConnectorConfig
-from mm1_hf.training.pretraining import build_recipe, load_settings
+from mm1_hf.training import pretraining, sft
 
 
 README = Path(__file__).parents[1] / "README.md"
-FIRST, SECOND = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+FIRST, SECOND, THIRD = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -45,9 +46,30 @@ def test_the_second_example_runs_as_written(folder, capsys, monkeypatch):
 
 
 def test_the_settings_of_a_pretraining_are_valid(folder):
-    (settings,) = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    settings, _ = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     (folder / "pretrain.yaml").write_text(settings, encoding="utf-8")
-    loaded = load_settings("pretrain.yaml")
-    stage = build_recipe(loaded, MM1Config.from_preset("mm1-3b"))
+    loaded = pretraining.load_settings("pretrain.yaml")
+    stage = pretraining.build_recipe(loaded, MM1Config.from_preset("mm1-3b"))
     assert stage.data.mixture == {"interleaved": 0.45, "caption": 0.45, "text": 0.10}
     assert stage.arguments["save_steps"] == 500 and stage.arguments["max_steps"] == 200_000
+
+
+def test_the_third_example_runs_as_written(folder):
+    for part in tiny_mm1():
+        part.save_pretrained(folder / "my-mm1")
+    conversations(20).to_parquet(folder / "my-conversations" / "train.parquet")
+    short = {"max_length=2048": "max_length=200", "max_steps=100": "max_steps=2, bf16=False, use_cpu=True"}
+    example = THIRD
+    for written, changed in short.items():
+        assert written in example
+        example = example.replace(written, changed)
+    exec(example, {})
+    assert (folder / "my-adapter" / "adapter_model.safetensors").exists()
+
+
+def test_the_settings_of_a_fine_tuning_are_valid(folder):
+    _, settings = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (folder / "sft.yaml").write_text(settings, encoding="utf-8")
+    stage = sft.build_recipe(sft.load_settings("sft.yaml"), None)
+    assert stage.data.mixture["text-rich"] == pytest.approx(3.3 * stage.data.mixture["general"])
+    assert stage.arguments["max_steps"] == 10_000
