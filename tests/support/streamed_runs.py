@@ -108,4 +108,16 @@ def weights_of_one_rank(rank: int, folder: str, halves: bool) -> dict[str, torch
     return {name: parameter.detach() for name, parameter in run.model.named_parameters()}
 
 
-__all__ = ["LENGTH", "diary", "in_process", "train", "weights_of_one_rank"]
+def pretrain_one_rank(rank: int, *files: str) -> bool:
+    """`mm1 pretrain` by settings of one file after the other."""
+    from mm1_hf.training.pretraining import load_settings, pretrain
+
+    world_size = torch.distributed.get_world_size()
+    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)})
+    os.environ.update({"MASTER_ADDR": "localhost", "MASTER_PORT": "0"})
+    for file in files:
+        pretrain(load_settings(file))
+    return True
+
+
+__all__ = ["LENGTH", "diary", "in_process", "pretrain_one_rank", "train", "weights_of_one_rank"]

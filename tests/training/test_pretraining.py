@@ -7,9 +7,12 @@ import pytest
 import torch
 import yaml
 from mixtures import records
-from tiny import tiny_mm1
+from ranks import run_ranks
+from streamed_runs import pretrain_one_rank
+from tiny import byte_tokenizer, tiny_mm1, tiny_vision
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from mm1_hf import MM1ConnectorConfig, MM1TextConfig, MM1TextForCausalLM, assemble
 from mm1_hf.cli import main
 from mm1_hf.training.pretraining import build_recipe, build_trainer, load_settings
 
@@ -44,9 +47,9 @@ def settings(tmp_path):
     }
 
 
-def write(tmp_path, settings) -> str:
-    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    return str(tmp_path / "settings.yaml")
+def write(tmp_path, settings, name: str = "settings.yaml") -> str:
+    (tmp_path / name).write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return str(tmp_path / name)
 
 
 def test_the_command_trains_saves_and_goes_on(settings, tmp_path, capsys):
@@ -76,6 +79,57 @@ def test_the_command_trains_saves_and_goes_on(settings, tmp_path, capsys):
     assert main(["pretrain", "--config", write(tmp_path, settings)]) == 0
     history = json.loads((tmp_path / "run" / "checkpoint-5" / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3, 4, 5]
+
+
+def tiny_moe():
+    """As `tiny_mm1`, with experts in every layer of the decoder."""
+    torch.manual_seed(4)
+    config = MM1TextConfig(
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=4,
+        num_experts_per_tok=2,
+        eos_token_id=256,
+    )
+    connector = MM1ConnectorConfig(num_tokens=4, hidden_size=32)
+    decoder = MM1TextForCausalLM(config).eval()
+    return assemble(tiny_vision(), decoder, connector, tokenizer=byte_tokenizer(), verbose=False)
+
+
+def test_split_weights_are_saved_whole_and_resumed(settings, tmp_path):
+    """On two ranks, in one go and with a stop after two of four steps: FSDP2, and with experts of their own."""
+    for part in tiny_moe():
+        part.save_pretrained(tmp_path / "moe-model")
+    kinds = {"": {"fsdp_size": 2}, "moe-": {"fsdp_size": 2, "ep_size": 2}}
+    files = []
+    for kind, distributed in kinds.items():
+        for name, steps in (("whole", 4), ("stopped", 2), ("stopped", 4)):
+            name = f"{kind}{name}"
+            arguments = {"max_steps": steps, "lr_scheduler_type": "constant", "lr_scheduler_kwargs": None}
+            run = {
+                "model": str(tmp_path / f"{kind}model"),
+                "output_dir": str(tmp_path / name),
+                "distributed": distributed,
+                "arguments": settings["arguments"] | arguments,
+            }
+            files.append(write(tmp_path, settings | run, f"{name}-{steps}.yaml"))
+    assert run_ranks(pretrain_one_rank, tmp_path, *files) == [True, True]
+    for kind in kinds:
+        before, whole, resumed, shards = (
+            dict(AutoModelForImageTextToText.from_pretrained(tmp_path / f"{kind}{name}").named_parameters())
+            for name in ("model", "whole", "stopped", "stopped/checkpoint-4")
+        )
+        for name, weight in whole.items():
+            torch.testing.assert_close(resumed[name], weight, rtol=0, atol=0, msg=name)
+            assert torch.equal(shards[name], weight), name
+        changed = [name for name in whole if "_proj" in name and name.endswith(("weight", "proj"))]
+        assert changed and all(not torch.equal(before[name], whole[name]) for name in changed)
+        history = json.loads((tmp_path / f"{kind}stopped/checkpoint-4/trainer_state.json").read_text())["log_history"]
+        assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3, 4]
 
 
 def test_what_is_unset_is_the_recipes(settings, tmp_path):

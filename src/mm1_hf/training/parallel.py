@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
+from accelerate import Accelerator
 from transformers.distributed import DistributedConfig
 
 from mm1_hf.configuration_mm1 import MM1Config
@@ -79,3 +80,20 @@ def distributed_config(config: MM1Config, num_processes: int, **settings: Any) -
             "split with fsdp_size and tp_size."
         )
     return distributed
+
+
+def data_rank(accelerator: Accelerator) -> tuple[int, int]:
+    """
+    This process's rank, and their number, among those with rows of their own.
+
+    Args:
+        accelerator: Trainer's.
+    """
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    mesh = accelerator.torch_device_mesh
+    sharing = 1
+    if mesh is not None:
+        for name in ("tp", "cp"):
+            if name in mesh.mesh_dim_names:
+                sharing *= mesh[name].size()
+    return rank // sharing, ranks // sharing

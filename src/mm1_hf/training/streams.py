@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mm1_hf.data.mixture import STATE_KEY, Mixture
+from mm1_hf.training.parallel import data_rank
+from mm1_hf.training.sharded import SplitWeightsTrainer
 
 
-class MixtureTrainer(Trainer):
+class MixtureTrainer(SplitWeightsTrainer):
     """
     `Trainer` that also trains on a [`Mixture`]. Other data sets are read as Trainer reads them.
 
@@ -39,7 +40,7 @@ class MixtureTrainer(Trainer):
         mixture = self.train_dataset
         if not isinstance(mixture, Mixture):
             return super().get_train_dataloader()
-        mixture.split(*self._data_rank(), self._train_batch_size)
+        mixture.split(*data_rank(self.accelerator), self._train_batch_size)
         workers = self.args.dataloader_num_workers
         loader = DataLoader(
             mixture,
@@ -59,17 +60,6 @@ class MixtureTrainer(Trainer):
             put_on_device=True,
             dispatch_batches=False,
         )
-
-    def _data_rank(self) -> tuple[int, int]:
-        """This rank and their number among those with data of their own."""
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        mesh = self.accelerator.torch_device_mesh
-        sharing = 1
-        if mesh is not None:
-            for name in ("tp", "cp"):
-                if name in mesh.mesh_dim_names:
-                    sharing *= mesh[name].size()
-        return rank // sharing, ranks // sharing
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         state = inputs.pop(STATE_KEY, None)

@@ -1,0 +1,104 @@
+"""Checkpoints of models whose weights were split at load: every process writes and reads the parts that it has."""
+
+import os
+import shutil
+from typing import Any, cast
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+from transformers.distributed import checkpoint as shards
+from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+
+# Of a checkpoint, what torch.distributed.checkpoint wrote of the optimizer.
+_OPTIMIZER = "optimizer"
+
+
+class SplitWeightsTrainer(Trainer):
+    """
+    `Trainer` that also saves and resumes a model of `from_pretrained(..., distributed_config=...)`, whose training it
+    refuses to checkpoint. Other models are saved as Trainer saves them.
+
+    In a checkpoint each process writes its parts of weights and optimizer; they can be resumed from with other sizes of
+    the same kinds of parallelism. `from_pretrained` reads such a checkpoint too. What [`~Trainer.save_model`] writes
+    holds whole weights.
+
+    Args:
+        model: a model, split at load or not.
+        args: Trainer's.
+        others, settings: what else Trainer takes.
+    """
+
+    def __init__(self, model: Any = None, args: Any = None, *others: Any, **settings: Any):
+        split = args is not None and getattr(model, "is_distributed_loading_by_transformers", False)
+        if not split:
+            super().__init__(model, args, *others, **settings)
+            return
+        # What Trainer lets pass: weights alone.
+        save_only_model, args.save_only_model = args.save_only_model, True
+        super().__init__(model, args, *others, **settings)
+        args.save_only_model = self.args.save_only_model = save_only_model
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        model = self._split_model()
+        checkpoint = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if model is None or output_dir is None or not (_internal_call and os.path.basename(output_dir) == checkpoint):
+            super().save_model(output_dir, _internal_call)
+            return
+        if self.args.should_save:
+            # Left by a run that was stopped while it saved, maybe on more processes: its parts are none of these.
+            shutil.rmtree(output_dir, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        model.save_pretrained(output_dir, is_main_process=self.args.should_save, distributed_checkpoint=True)
+        processor: Any = self.processing_class
+        if self.args.should_save and processor is not None:
+            processor.save_pretrained(output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_distributed_loading_by_transformers:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        shards.save_optimizer_distributed(self.model, self._torch_optimizer(), os.path.join(output_dir, _OPTIMIZER))
+        if self.args.should_save:
+            scheduler: Any = self.lr_scheduler
+            torch.save(scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The main process ends the checkpoint with Trainer's own state, which says that it is complete.
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        split = self._split_model()
+        if split is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            shards._load_model_checkpoint_distributed(split, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        split = self._split_model()
+        if split is None:
+            super()._load_best_model()
+        else:
+            shards._load_model_checkpoint_distributed(split, cast(str, self.state.best_model_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.is_distributed_loading_by_transformers:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        folder = os.path.join(checkpoint, _OPTIMIZER)
+        shards.load_optimizer_distributed(self.model, self._torch_optimizer(), folder)
+        scheduler: Any = self.lr_scheduler
+        scheduler.load_state_dict(torch.load(os.path.join(checkpoint, SCHEDULER_NAME), weights_only=True))
+
+    def _split_model(self) -> PreTrainedModel | None:
+        """The model where its weights were split; adapters on such a one are whole, and Trainer's own."""
+        split = self.is_distributed_loading_by_transformers and isinstance(self.model, PreTrainedModel)
+        return self.model if split else None
+
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        """Without what accelerate puts around it."""
+        return cast(AcceleratedOptimizer, self.optimizer).optimizer
