@@ -145,5 +145,5 @@ def test_wrong_settings_are_refused_by_the_command(settings, change, message, tm
 
 
 def test_records_that_do_not_fit_stop_the_run(settings, tmp_path, capsys):
-    assert main(["sft", "--config", write(tmp_path, settings | {"sequence_length": 42})]) == 2
+    assert main(["sft", "--config", write(tmp_path, settings | {"sequence_length": 22})]) == 2
     assert "chat longer than a row" in capsys.readouterr().err
