@@ -104,6 +104,12 @@ def samples_per_second(kind: type, data: datasets.Dataset, model_settings: dict[
     return len(data) * (1 - first / rows) / (clock.ends[-1] - clock.ends[0])
 
 
+def cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="where the JSON goes")
@@ -157,7 +163,7 @@ def main() -> None:
         "samples_per_second": medians,
         "rounds": speeds,
         "times_trl": medians["mm1_hf, packed"] / medians["TRL, padded"],
-        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{package: version(package) for package in ("mm1_hf", "trl", "transformers", "torch")},

@@ -99,6 +99,7 @@ def main() -> None:
         # The recipe's 1e-5 is for 30,000 steps.
         learning_rate=2e-4,
         bf16=faster_dtype(device) is torch.bfloat16,
+        use_cpu=device.type == "cpu",
         logging_steps=min(10, options.steps),
         save_steps=100,
         save_total_limit=1,

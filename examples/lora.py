@@ -77,6 +77,7 @@ def main() -> None:
             learning_rate=5e-4,
             lr_scheduler_type="cosine",
             bf16=faster_dtype(device) is torch.bfloat16,
+            use_cpu=device.type == "cpu",
             gradient_checkpointing=False,
             logging_steps=min(10, options.steps),
             save_strategy="no",

@@ -79,6 +79,7 @@ def main() -> None:
         # The recipe's 1e-5 is for 10,000 steps of 256 rows.
         "learning_rate": 2e-4,
         "bf16": faster_dtype(device) is torch.bfloat16,
+        "use_cpu": device.type == "cpu",
         "gradient_checkpointing": False,
         "logging_steps": min(10, options.steps),
         "save_steps": 100,

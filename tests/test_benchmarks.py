@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import byte_tokenizer
 
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -44,3 +45,29 @@ def test_image_processing(tmp_path, monkeypatch):
             ratio = speeds["floor"] / speeds[name]
             assert row["times_the_floor"][name] == pytest.approx(ratio, rel=0.02, abs=0.02)
     assert Image.open(output.with_suffix(".png")).width > 500
+
+
+def test_sft_packing(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("sft_packing", BENCHMARKS / "sft_packing.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    monkeypatch.setattr(benchmark, "load_decoder", lambda: (None, byte_tokenizer()))
+    monkeypatch.setattr(benchmark, "KINDS", ((0.5, 1, 3), (0.5, 5, 20)))
+    output = tmp_path / "results" / "sft_packing.json"
+    options = {
+        "length": 512,
+        "positions": 1024,
+        "rounds": 1,
+        "width": 32,
+        "layers": 1,
+        "samples": 24,
+        "output": output,
+    }
+    command = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["sft_packing.py", *command])
+    benchmark.main()
+    result = json.loads(output.read_text())
+    speeds = result["samples_per_second"]
+    assert set(speeds) == {"TRL, padded", "mm1_hf, packed"} and min(speeds.values()) > 0
+    assert result["times_trl"] == pytest.approx(speeds["mm1_hf, packed"] / speeds["TRL, padded"])
+    assert {"hardware", "python", "torch", "trl", "commit"} <= set(result)

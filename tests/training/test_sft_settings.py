@@ -135,15 +135,15 @@ def test_the_continual_stage_cuts_1344_into_tiles_of_672(frozen, settings, tmp_p
         ({"lora": "decoder", "frozen": ["encoder"]}, "leave out frozen"),
         ({"frozen": ["tail"]}, "no part tail"),
         ({"image_splitting": "static", "resolution": 57}, "57 pixels does not divide into 2 x 2 tiles"),
-        ({"image_splitting": "diced"}, "image_splitting|splitting"),
+        ({"image_splitting": "diced"}, "splitting is 'diced'"),
         ({"sequence_length": 4}, "cannot hold one image"),
     ],
 )
 def test_wrong_settings_are_refused_by_the_command(settings, change, message, tmp_path, capsys):
     assert main(["sft", "--config", write(tmp_path, settings | change)]) == 2
-    assert any(part in capsys.readouterr().err for part in message.split("|"))
+    assert message in capsys.readouterr().err
 
 
 def test_records_that_do_not_fit_stop_the_run(settings, tmp_path, capsys):
-    assert main(["sft", "--config", write(tmp_path, settings | {"sequence_length": 42})]) == 2
+    assert main(["sft", "--config", write(tmp_path, settings | {"sequence_length": 22})]) == 2
     assert "chat longer than a row" in capsys.readouterr().err

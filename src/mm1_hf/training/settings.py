@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import yaml
 from accelerate import PartialState
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.image_utils import SizeDict
 
 from mm1_hf.data.examples import ExampleEncoder
 from mm1_hf.data.mixture import Mixture, Source
@@ -108,7 +109,7 @@ def change_recipe(paper: Recipe, settings: Any) -> Recipe:
     )
 
 
-def load_model(path: str, arguments: Mapping[str, Any], distributed: Mapping[str, Any]) -> tuple[int, PreTrainedModel]:
+def load_model(path: str, arguments: Mapping[str, Any], distributed: Mapping[str, Any]) -> tuple[int, Any]:
     """
     The model of a run in float32, split over the processes that were started where the settings say so.
 
@@ -151,7 +152,7 @@ def split_images(processor: MM1Processor, data: DataSettings) -> None:
             f"{grid}."
         )
     side = data.resolution // grid
-    images.size = {"height": side, "width": side}
+    images.size = SizeDict(height=side, width=side)
     images.image_splitting = data.image_splitting
 
 
@@ -188,7 +189,12 @@ def build_mixture(settings: Any, stage: Recipe, encoder: ExampleEncoder) -> Mixt
 
 
 def print_left_out(mixture: Mixture) -> None:
-    """Tells how many records of each source were left out, and why."""
+    """
+    Tells how many records of each source were left out, and why.
+
+    Args:
+        mixture: after training.
+    """
     for source, counts in mixture.drops().report().items():
         if counts["dropped"]:
             print(f"{source}: of {counts['seen']} records, left out: {counts['dropped']}")

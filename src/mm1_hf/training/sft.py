@@ -1,16 +1,15 @@
 """Supervised fine-tuning: TRL's `SFTTrainer` with MM1's loss, packed rows and parts, and runs from a file of settings."""
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
 import torch
-from transformers import AutoProcessor, TrainingArguments
+from transformers import AutoProcessor
 from transformers.utils import logging
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from mm1_hf.data.collation import MM1Collator
 from mm1_hf.data.examples import ChatEncoder
@@ -182,7 +181,7 @@ class _OwnLossTrainer(SFTTrainer):
     def __init__(
         self,
         model: Any,
-        args: SFTConfig | TrainingArguments | None = None,
+        args: Any,
         data_collator: Any = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -190,10 +189,11 @@ class _OwnLossTrainer(SFTTrainer):
         **kwargs: Any,
     ):
         # It is changed below, and the caller's stays.
-        args = SFTConfig(report_to="none") if args is None else copy.copy(args)
+        args = copy.copy(args)
         if processing_class is None:
             path = model if isinstance(model, str) else model.config._name_or_path
             processing_class = AutoProcessor.from_pretrained(path)
+        # Plain TrainingArguments, of a recipe's mixture, have neither.
         packing, max_length = getattr(args, "packing", False), getattr(args, "max_length", None)
         if packing:
             if max_length is None:
@@ -243,12 +243,9 @@ class MM1SFTTrainer(MM1Trainer, _OwnLossTrainer):
 
     Nothing is truncated: a conversation longer than `max_length` is refused, when it is packed or when its batch is made.
 
-    Args:
-        args, kwargs:
-            those of `SFTTrainer`. The data set has `messages`, or `prompt` and `completion`, with `images` or `image`
-            where there are any; packed, it is at hand, and not streamed.
-        learning_rates: of the parts that differ from the arguments' `learning_rate`.
-        source_names, peak_tflops: see [`MM1Trainer`].
+    It takes the arguments of `SFTTrainer`, and the `learning_rates`, `source_names` and `peak_tflops` of [`MM1Trainer`]. A
+    data set has `messages`, or `prompt` and `completion`, with `images` or `image` where there are any; to be packed, it is
+    at hand, and not streamed.
 
     Raises:
         ValueError: as [`MM1Trainer`] and TRL do; records that cannot be trained on; packing a stream, without
@@ -260,7 +257,7 @@ class MM1SFTTrainer(MM1Trainer, _OwnLossTrainer):
     >>> from trl import SFTConfig
     >>> from mm1_hf.training.sft import MM1SFTTrainer
 
-    >>> arguments = SFTConfig("run", packing=True, max_length=2048)
+    >>> arguments = SFTConfig("run", packing=True, max_length=2048, use_cpu=True)
     >>> trainer = MM1SFTTrainer(model, arguments, train_dataset=dataset)  # doctest: +SKIP
 
     ```
@@ -287,10 +284,11 @@ class _RowCollator:
 
     collator: MM1Collator
 
-    def __call__(self, examples: list[dict[str, Any]]) -> Mapping[str, torch.Tensor]:
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         if "segment_ids" not in examples[0]:
-            return self.collator(examples)
+            return dict(self.collator(examples))
         # The order matters: accelerate takes a batch's size from its first entry.
-        batch = {name: torch.stack([row[name] for row in examples]) for name in ("input_ids", "labels", "segment_ids")}
+        names = ("input_ids", "labels", "segment_ids")
+        batch = {name: torch.stack([row[name] for row in examples]) for name in names}
         tiles = [row["pixel_values"] for row in examples if "pixel_values" in row]
         return batch | ({"pixel_values": torch.cat(tiles)} if tiles else {})
