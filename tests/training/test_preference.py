@@ -186,8 +186,8 @@ def test_kto_weighs_every_answer_with_its_own_images(model_folder, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["grpo", "rloo"])
-@pytest.mark.parametrize("prompts", [(0, 1, 2, 3), (0, 4, 5, 2)], ids=["several tiles", "one tile per image"])
-def test_rewards_are_earned_with_one_s_own_images(method, prompts, model_folder, tmp_path):
+@pytest.mark.parametrize(("prompts", "tiles"), [((0, 1, 2, 3), 13), ((0, 4, 5, 2), 4)], ids=["several", "one"])
+def test_rewards_are_earned_with_one_s_own_images(method, prompts, tiles, model_folder, tmp_path):
     """Two completions per prompt, generated in one batch, shuffled and cut into four: each keeps its tiles."""
     trainer_class, config_class = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}[method]
     trainer = trainer_class(
@@ -205,7 +205,10 @@ def test_rewards_are_earned_with_one_s_own_images(method, prompts, model_folder,
     )
     processor, policy, reference = trainer.processing_class, trainer.model, trainer.ref_model
     move(policy.train())
+    # As Trainer's loop does.
+    trainer.current_gradient_accumulation_steps = 1
     trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    assert sum(len(part["pixel_values"]) for part in trainer._buffered_inputs) == 2 * tiles
     seen = []
     for part in trainer._buffered_inputs:
         of_part = prompts_of(processor, part["prompt_ids"])
