@@ -7,7 +7,7 @@ from .modeling_mm1 import MM1ForConditionalGeneration, MM1Model, MM1PreTrainedMo
 from .modeling_mm1_text import MM1TextForCausalLM, MM1TextModel, MM1TextPreTrainedModel
 from .processing_mm1 import MM1Processor
 from .registration import register
-from .upcycling import upcycle
+from .upcycling import average_experts, upcycle
 
 
 __version__ = "0.1.0"
@@ -27,6 +27,7 @@ __all__ = [
     "MM1TextModel",
     "MM1TextPreTrainedModel",
     "assemble",
+    "average_experts",
     "preset_names",
     "register",
     "upcycle",
