@@ -1,11 +1,14 @@
 """Foreign checkpoints, read one tensor at a time: safetensors, NumPy archives and, where asked for, pickles."""
 
 import json
+import math
+import os
+import pickle
 import zipfile
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -56,13 +59,17 @@ class Checkpoint:
                     yield name, _meta(entry.get_shape(), str_to_torch_dtype[entry.get_dtype()])
         elif file.suffix == ".npz":
             with zipfile.ZipFile(file) as archive:
-                for member in archive.namelist():
-                    shape, dtype = _array_header(archive, member)
-                    yield member.removesuffix(".npy"), _meta(shape, dtype)
+                for name in archive.namelist():
+                    with archive.open(name) as member:
+                        shape, _, dtype = _array_header(member)
+                    yield name.removesuffix(".npy"), _meta(shape, _to_torch(np.zeros(1, dtype)).dtype)
         elif file.suffix in _PICKLES:
             _require_pickle_allowed(file, allow_pickle)
             # Mapped, so that a tensor takes memory only while it is read; the oldest format cannot be.
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            try:
+                loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            except pickle.UnpicklingError as error:
+                raise ValueError(f"{file} holds more than weights, which is not read: {error}") from error
             for key in _WEIGHTS_KEYS:
                 loaded = loaded[key] if isinstance(loaded.get(key), dict) else loaded
             for name, tensor in loaded.items():
@@ -89,21 +96,21 @@ class Checkpoint:
         """
         return self._metas[name]
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str, index: int | None = None) -> torch.Tensor:
         """
         A tensor, out of its file.
 
         Args:
             name: of the tensor.
+            index: which entry of its first dimension to read alone; unset, all of it.
         """
         if name in self._pickled:
-            return self._pickled[name]
+            return self._pickled[name] if index is None else self._pickled[name][index]
         file = self._files[name]
         if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as archive:
-                return _to_torch(archive[name])
+            return _read_array(file, name, index)
         with _open_safetensors(file) as opened:
-            return opened.get_tensor(name)
+            return opened.get_tensor(name) if index is None else opened.get_slice(name)[index]
 
 
 def source_folder(source: str | PathLike, patterns: Sequence[str] = ()) -> Path:
@@ -190,12 +197,22 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _array_header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], torch.dtype]:
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-    return shape, _to_torch(np.zeros(1, dtype)).dtype
+def _array_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether the first dimension is the one that runs fastest, and dtype; the values follow in the file."""
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(member)
+
+
+def _read_array(file: Path, name: str, index: int | None) -> torch.Tensor:
+    with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as member:
+        shape, is_transposed, dtype = _array_header(member)
+        if index is not None and not is_transposed:
+            count = math.prod(shape[1:])
+            member.seek(index * count * dtype.itemsize, os.SEEK_CUR)
+            return _to_torch(np.frombuffer(bytearray(member.read(count * dtype.itemsize)), dtype).reshape(shape[1:]))
+    with np.load(file, allow_pickle=False) as arrays:
+        return _to_torch(arrays[name] if index is None else arrays[name][index])
 
 
 def _to_torch(array: np.ndarray) -> torch.Tensor:

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -38,10 +38,12 @@ class Made:
     Args:
         sources: names in the checkpoint. In a table, `#` stands for the numbers of the target's name, in order.
         make: gives the tensor out of the sources; only shapes are asked of it first, with tensors on the meta device.
+        index: which entry of the sources' first dimension is read, where they are stacks of layers.
     """
 
     sources: tuple[str, ...]
     make: Callable[..., torch.Tensor]
+    index: int | None = None
 
 
 Table = Mapping[str, str | Made]
@@ -67,7 +69,7 @@ def expand(table: Table, targets: Iterable[str]) -> dict[str, Made]:
             untold.append(target)
             continue
         made = entry if isinstance(entry, Made) else Made((entry,), _as_it_is)
-        plan[target] = Made(tuple(_fill(name, numbers) for name in made.sources), made.make)
+        plan[target] = replace(made, sources=tuple(_fill(name, numbers) for name in made.sources))
     if untold:
         raise ValueError(f"This kind of checkpoint has no weights for {_listed(untold)}. Check the configuration.")
     return plan
@@ -186,7 +188,9 @@ def write_model(
             shard = {}
             for name in names:
                 made = plan[name]
-                tensor = made.make(*map(checkpoint.read, made.sources)).to(metas[name].dtype)
+                tensor = made.make(*(checkpoint.read(source, made.index) for source in made.sources)).to(
+                    metas[name].dtype
+                )
                 # A part of a larger tensor would keep all of it in memory.
                 if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() > tensor.nbytes:
                     tensor = tensor.clone(memory_format=torch.contiguous_format)
@@ -251,7 +255,7 @@ def check_plan(
     for name, made in plan.items():
         sources = [checkpoint.meta(source) for source in made.sources]
         try:
-            metas[name] = made.make(*sources)
+            metas[name] = made.make(*(meta if made.index is None else meta[made.index] for meta in sources))
         except (RuntimeError, IndexError) as error:
             shapes = ", ".join(
                 f"{source} {tuple(meta.shape)}" for source, meta in zip(made.sources, sources, strict=True)
