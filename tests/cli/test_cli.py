@@ -23,6 +23,7 @@ SURFACE = {
         "--peak-tflops",
     },
     "pretrain": {"--config"},
+    "convert": {"kind", "source", "output", "--dtype", "--max-shard-size", "--allow-pickle"},
 }
 
 
