@@ -24,6 +24,7 @@ _BASES = {"MM1PreTrainedModel", "MM1TextPreTrainedModel"}
 # What users call beside the names of the package itself.
 _CALLED = {
     "mm1_hf.configuration_mm1": ["MM1Config.from_preset"],
+    "mm1_hf.convert.decoders": ["text_config_of"],
     "mm1_hf.data.collation": ["MM1Collator"],
     "mm1_hf.evaluation.answering": ["chat"],
     "mm1_hf.parameters": ["count_parameters", "parameter_table"],

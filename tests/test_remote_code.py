@@ -78,7 +78,8 @@ def saved(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mm1")
     torch.manual_seed(0)
     model, processor = assemble(
-        tiny_vision(),
+        # The package's own encoder travels too.
+        tiny_vision("aim" if request.param == "mm1_text" else "clip"),
         DECODERS[request.param]().eval(),
         MM1ConnectorConfig(num_tokens=4, hidden_size=32, depth=1),
         tokenizer=byte_tokenizer(),

@@ -2,7 +2,15 @@ import pytest
 import torch
 from tiny import tiny_mm1, tiny_vision
 
-from mm1_hf import MM1Config, MM1ForConditionalGeneration, MM1TextConfig, MM1TextForCausalLM, MM1TextModel, upcycle
+from mm1_hf import (
+    MM1Config,
+    MM1ForConditionalGeneration,
+    MM1TextConfig,
+    MM1TextForCausalLM,
+    MM1TextModel,
+    average_experts,
+    upcycle,
+)
 from mm1_hf.modeling_mm1_text import MM1TextTopKRouter
 
 
@@ -99,6 +107,38 @@ def test_dtype_mode_and_fresh_routers():
     assert not torch.equal(*routers)
 
 
+def test_noise_parts_the_experts_as_far_as_asked_for():
+    dense = decoder()
+    torch.manual_seed(1)
+    sparse = upcycle(dense, 4, noise=0.05)
+    down = dense.model.layers[1].mlp.down_proj.weight
+    for expert in sparse.model.layers[1].mlp.experts.down_proj:
+        assert 0.045 < ((expert - down).std() / down.std()).item() < 0.055
+    assert 0 < (sparse(IDS).logits - dense(IDS).logits).abs().mean() < dense(IDS).logits.std()
+    # The layers without experts stay.
+    assert torch.equal(sparse.model.layers[0].mlp.down_proj.weight, dense.model.layers[0].mlp.down_proj.weight)
+
+
+@pytest.mark.parametrize("fields", [{}, {"moe_layer_period": 1}])
+def test_averaging_undoes_upcycling(fields):
+    dense = decoder(tie_word_embeddings=True)
+    dense.generation_config.max_new_tokens = 7
+    again = average_experts(upcycle(dense, 4, expert_capacity_factor=2.0, **fields))
+    torch.testing.assert_close(again(IDS).logits, dense(IDS).logits, atol=1e-5, rtol=1e-5)
+    assert again.config.num_experts == 0 and again.state_dict().keys() == dense.state_dict().keys()
+    assert again.generation_config.max_new_tokens == 7 and again.lm_head.weight is again.model.embed_tokens.weight
+
+
+def test_the_average_is_that_of_the_experts():
+    sparse = randomised(MM1TextForCausalLM(MM1TextConfig(**TEXT, num_experts=4, moe_layer_period=1)))
+    dense = average_experts(sparse)
+    for before, after in zip(sparse.model.layers, dense.model.layers, strict=True):
+        gates, ups = before.mlp.experts.gate_up_proj.mean(0).chunk(2)
+        torch.testing.assert_close(after.mlp.gate_proj.weight, gates)
+        torch.testing.assert_close(after.mlp.up_proj.weight, ups)
+        torch.testing.assert_close(after.mlp.down_proj.weight, before.mlp.experts.down_proj.mean(0))
+
+
 def test_what_it_refuses():
     with pytest.raises(ValueError, match="this decoder is 'llama'"):
         upcycle(tiny_mm1()[0], 4)
@@ -108,3 +148,9 @@ def test_what_it_refuses():
         upcycle(decoder(), 4, moe_intermediate_size=16)
     with pytest.raises(ValueError, match="num_experts_per_tok=5"):
         upcycle(decoder(), 4, num_experts_per_tok=5)
+    with pytest.raises(ValueError, match="noise=-1 is negative"):
+        upcycle(decoder(), 4, noise=-1)
+    with pytest.raises(ValueError, match="dense already"):
+        average_experts(decoder())
+    with pytest.raises(ValueError, match="The experts are 16 wide and the dense layers 48"):
+        average_experts(decoder(num_experts=4, moe_intermediate_size=16))

@@ -20,9 +20,9 @@ from mm1_hf.image_processing_mm1 import MM1ImageProcessor
 from mm1_hf.vision import build_vision_tower, encode, normalize_levels
 
 
-KINDS = ["clip", "siglip", "aimv2", "dinov2", "dinov2-registers", "dinov3"]
+KINDS = ["clip", "siglip", "aimv2", "dinov2", "dinov2-registers", "dinov3", "aim"]
 # Class and register tokens before the patches.
-PREFIX = {"clip": 1, "siglip": 0, "aimv2": 0, "dinov2": 1, "dinov2-registers": 5, "dinov3": 5}
+PREFIX = {"clip": 1, "siglip": 0, "aimv2": 0, "dinov2": 1, "dinov2-registers": 5, "dinov3": 5, "aim": 0}
 FINAL_NORM = {
     "clip": "post_layernorm",
     "siglip": "post_layernorm",
@@ -30,6 +30,7 @@ FINAL_NORM = {
     "dinov2": "layernorm",
     "dinov2-registers": "layernorm",
     "dinov3": "norm",
+    "aim": "norm",
 }
 
 
@@ -133,8 +134,8 @@ def test_aimv2_follows_the_resolution_though_its_own_class_does_not():
     torch.testing.assert_close(features, hidden, atol=1e-4, rtol=1e-4)
 
 
-# DINOv3 turns its positions instead of adding them.
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "dinov3"])
+# DINOv3 turns its positions instead of adding them, AIM computes them for any grid.
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("dinov3", "aim")])
 def test_position_embeddings_are_interpolated_in_float32(kind):
     """A bf16 encoder's embeddings at twice the resolution: those of the fp32 interpolation, rounded once."""
     tower = tower_of(source(kind), False).bfloat16()

@@ -1,13 +1,15 @@
 """MM1 and MM1.5 as a first-class Hugging Face model. Importing the package registers it with transformers."""
 
 from .assemble import assemble
+from .configuration_aim import AIMVisionConfig
 from .configuration_mm1 import MM1Config, MM1ConnectorConfig, MM1TextConfig, preset_names
 from .image_processing_mm1 import MM1ImageProcessor
+from .modeling_aim import AIMVisionModel
 from .modeling_mm1 import MM1ForConditionalGeneration, MM1Model, MM1PreTrainedModel
 from .modeling_mm1_text import MM1TextForCausalLM, MM1TextModel, MM1TextPreTrainedModel
 from .processing_mm1 import MM1Processor
 from .registration import register
-from .upcycling import upcycle
+from .upcycling import average_experts, upcycle
 
 
 __version__ = "0.1.0"
@@ -15,6 +17,8 @@ __version__ = "0.1.0"
 register()
 
 __all__ = [
+    "AIMVisionConfig",
+    "AIMVisionModel",
     "MM1Config",
     "MM1ConnectorConfig",
     "MM1ForConditionalGeneration",
@@ -27,6 +31,7 @@ __all__ = [
     "MM1TextModel",
     "MM1TextPreTrainedModel",
     "assemble",
+    "average_experts",
     "preset_names",
     "register",
     "upcycle",

@@ -37,6 +37,7 @@ _VOCABULARY_MULTIPLE = 64
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _IMAGE_STATISTICS = {
+    "aim_vision_model": _IMAGENET,
     "aimv2_vision_model": _CLIP,
     "clip_vision_model": _CLIP,
     "dinov2": _IMAGENET,

@@ -9,6 +9,9 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.modeling_rope_utils import RopeParameters
 
+# Registers itself: it may stand inside a saved MM1.
+from .configuration_aim import AIMVisionConfig  # noqa: F401
+
 
 ConnectorType = Literal["c_abstractor", "average", "attention", "linear", "mlp"]
 

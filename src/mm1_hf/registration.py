@@ -13,8 +13,10 @@ from transformers.models.auto import modeling_auto
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import is_torchvision_available
 
+from .configuration_aim import AIMVisionConfig
 from .configuration_mm1 import MM1Config, MM1ConnectorConfig, MM1TextConfig
 from .image_processing_mm1 import MM1ImageProcessor
+from .modeling_aim import AIMVisionModel
 from .modeling_mm1 import MM1ForConditionalGeneration, MM1Model
 from .modeling_mm1_text import MM1TextForCausalLM, MM1TextModel
 from .processing_mm1 import MM1Processor
@@ -23,11 +25,13 @@ from .processing_mm1 import MM1Processor
 # What travels to the Hub as remote code: the model, complete by itself.
 MODEL_FILES = (
     "adapters.py",
+    "configuration_aim.py",
     "configuration_mm1.py",
     "connectors.py",
     "image_inputs.py",
     "image_processing_mm1.py",
     "losses.py",
+    "modeling_aim.py",
     "modeling_mm1.py",
     "modeling_mm1_text.py",
     "processing_mm1.py",
@@ -54,8 +58,9 @@ def register() -> None:
 
     ```
     """
-    for config in (MM1TextConfig, MM1ConnectorConfig, MM1Config):
+    for config in (AIMVisionConfig, MM1TextConfig, MM1ConnectorConfig, MM1Config):
         AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModel.register(AIMVisionConfig, AIMVisionModel, exist_ok=True)
     AutoModel.register(MM1TextConfig, MM1TextModel, exist_ok=True)
     AutoModel.register(MM1Config, MM1Model, exist_ok=True)
     AutoModelForCausalLM.register(MM1TextConfig, MM1TextForCausalLM, exist_ok=True)
@@ -67,6 +72,7 @@ def register() -> None:
     AutoProcessor.register(MM1Config, MM1Processor, exist_ok=True)
 
     # Saving puts the files of MODEL_FILES beside the weights, for those who do not have this package.
+    AIMVisionModel.register_for_auto_class("AutoModel")
     MM1TextModel.register_for_auto_class("AutoModel")
     MM1TextForCausalLM.register_for_auto_class("AutoModelForCausalLM")
     MM1Model.register_for_auto_class("AutoModel")
@@ -75,6 +81,7 @@ def register() -> None:
     MM1Processor.register_for_auto_class("AutoProcessor")
 
     # Pipelines and `transformers serve` look classes up by name in these tables, not among the registered ones.
+    modeling_auto.MODEL_MAPPING_NAMES["aim_vision_model"] = "AIMVisionModel"
     modeling_auto.MODEL_MAPPING_NAMES["mm1"] = "MM1Model"
     modeling_auto.MODEL_MAPPING_NAMES["mm1_text"] = "MM1TextModel"
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["mm1_text"] = "MM1TextForCausalLM"

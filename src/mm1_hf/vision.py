@@ -16,8 +16,10 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.aimv2.modeling_aimv2 import Aimv2VisionEmbeddings
 from transformers.models.clip.modeling_clip import CLIPVisionModel
 
+from .configuration_aim import AIMVisionConfig
 from .configuration_mm1 import vision_sizes
 from .connectors import interpolate_grid
+from .modeling_aim import AIMVisionModel
 
 
 # What transformers' encoders call the norm after their last layer, and the pooling that follows it.
@@ -42,7 +44,9 @@ def build_vision_tower(config: PreTrainedConfig, feature_layer: int, final_norm:
         config.num_hidden_layers = (
             feature_layer if feature_layer >= 0 else config.num_hidden_layers + 1 + feature_layer
         )
-    tower = AutoModel.from_config(config)
+    # AIM by its own class, which also loads from the Hub without this package; any other encoder by its name.
+    is_aim = config.model_type == AIMVisionConfig.model_type
+    tower = AIMVisionModel._from_config(config) if is_aim else AutoModel.from_config(config)
     for name in _POOLERS if final_norm else (*_POOLERS, *_FINAL_NORMS):
         if isinstance(getattr(tower, name, None), nn.Module):
             setattr(tower, name, nn.Identity())

@@ -24,6 +24,7 @@ SURFACE = {
     },
     "pretrain": {"--config"},
     "sft": {"--config"},
+    "convert": {"kind", "source", "output", "--dtype", "--max-shard-size", "--allow-pickle"},
 }
 
 

@@ -16,7 +16,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from mm1_hf import MM1ConnectorConfig, assemble
+from mm1_hf import AIMVisionConfig, AIMVisionModel, MM1ConnectorConfig, assemble
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -44,6 +44,7 @@ def tiny_vision(kind: str = "clip", layers: int = 3):
         "siglip": (SiglipVisionModel, SiglipVisionConfig(intermediate_size=64, **sizes)),
         "aimv2": (Aimv2VisionModel, Aimv2VisionConfig(intermediate_size=64, **sizes)),
         "dinov2": (Dinov2Model, Dinov2Config(**sizes)),
+        "aim": (AIMVisionModel, AIMVisionConfig(intermediate_size=64, **sizes)),
     }[kind]
     return model_class(config).eval()
 

@@ -5,6 +5,10 @@ import sys
 from collections.abc import Sequence
 
 
+# Kinds of checkpoints, each a script in `conversion/` too.
+_CONVERSIONS = ("decoder", "llava", "open_clip", "aim", "honeybee", "axlearn", "gguf")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command's verbs and options. A test pins them, so that a new one is a decision."""
     parser = argparse.ArgumentParser(prog="mm1", description="MM1 and MM1.5 on Hugging Face.")
@@ -45,6 +49,15 @@ def build_parser() -> argparse.ArgumentParser:
 
     sft = verbs.add_parser("sft", help="fine-tune a model on a mixture of conversations, or go on with a run")
     sft.add_argument("--config", required=True, metavar="FILE", help="the run's settings, YAML or JSON")
+    convert = verbs.add_parser(
+        "convert", help="write a foreign checkpoint as a model, or a part of one, with equal outputs"
+    )
+    convert.add_argument("kind", choices=_CONVERSIONS, help=f"one of {', '.join(_CONVERSIONS)}", metavar="KIND")
+    convert.add_argument("source", metavar="SOURCE", help="a file, a folder or a Hub id")
+    convert.add_argument("output", metavar="DIR", help="a folder that does not exist")
+    convert.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: the checkpoint's)")
+    convert.add_argument("--max-shard-size", default="1GB", metavar="SIZE", help="of files and memory (default: 1GB)")
+    convert.add_argument("--allow-pickle", action="store_true", help="read pickled weights, with weights_only")
     return parser
 
 
@@ -73,6 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from mm1_hf.cli.sft import sft
 
             sft(**options)
+        elif verb == "convert":
+            from mm1_hf.cli.convert import convert
+
+            convert(**options)
     except (ValueError, OSError) as error:
         print(f"mm1 {verb}: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,9 @@
+"""Converts Honeybee's C-Abstractor to a connector: python conversion/convert_honeybee.py SOURCE DIR"""
+
+import sys
+
+from mm1_hf.cli import main
+
+
+if __name__ == "__main__":
+    sys.exit(main(["convert", "honeybee", *sys.argv[1:]]))

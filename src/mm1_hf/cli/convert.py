@@ -1,0 +1,33 @@
+"""`mm1 convert`: a foreign checkpoint into a model or a part of one."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import mm1_hf  # noqa: F401 - registers MM1 with the Auto classes
+from mm1_hf import convert as conversions
+
+
+CONVERSIONS: dict[str, Callable[..., None]] = {
+    "decoder": conversions.convert_decoder,
+    "llava": conversions.convert_llava,
+    "open_clip": conversions.convert_open_clip,
+    "aim": conversions.convert_aim,
+    "honeybee": conversions.convert_honeybee,
+    "axlearn": conversions.convert_axlearn,
+    "gguf": conversions.convert_gguf,
+}
+
+
+def convert(kind: str, source: str, output: str, dtype: str | None, max_shard_size: str, allow_pickle: bool) -> None:
+    """Writes what `mm1_hf.convert` makes of a checkpoint of one kind; refuses options that mean nothing for it."""
+    function = CONVERSIONS[kind]
+    options: dict[str, Any] = {"max_shard_size": max_shard_size, "allow_pickle": allow_pickle}
+    taken = inspect.signature(function).parameters
+    if allow_pickle and "allow_pickle" not in taken:
+        raise ValueError(f"--allow-pickle: checkpoints of the kind {kind} are no pickles. Leave it out.")
+    options = {name: value for name, value in options.items() if name in taken}
+    function(source, output, dtype=None if dtype is None else getattr(torch, dtype), **options)
+    print(f"{kind}: {source} -> {output}")

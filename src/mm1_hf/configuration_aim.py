@@ -1,0 +1,96 @@
+"""Configuration of AIM, the reconstructive image encoder of MM1's ablation (MM1, section 3.2)."""
+
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
+
+
+# Left out, it holds a value once the configuration is built: type checkers are told what can be read.
+if TYPE_CHECKING:
+    FilledInt = Any
+else:
+    FilledInt = int | None
+
+
+@strict
+class AIMVisionConfig(PreTrainedConfig):
+    r"""
+    Configuration of the encoder of AIM, version 1. The defaults are AIM-600M, of which MM1 uses the first 20 of 24 layers.
+    Version 2 is transformers' own `Aimv2VisionModel`.
+
+    Args:
+        hidden_size (`int`, defaults to 1536): width of the encoder.
+        intermediate_size (`int`, *optional*): hidden width of the feed-forward layers; unset, four times the encoder's.
+        num_hidden_layers (`int`, defaults to 20): layers.
+        num_attention_heads (`int`, defaults to 12): attention heads.
+        num_channels (`int`, defaults to 3): of the images.
+        image_size (`int`, defaults to 224): side of a tile in pixels.
+        patch_size (`int`, defaults to 14): side of a patch in pixels.
+        hidden_act (`str`, defaults to `"gelu"`): activation of the feed-forward layers.
+        layer_norm_eps (`float`, defaults to 1e-6): added to the variance in the norms.
+        attention_dropout (`float`, defaults to 0.0): share of attention weights that training drops.
+        initializer_range (`float`, defaults to 0.02): standard deviation of the initial weights.
+
+    Raises:
+        ValueError: a width that its heads or the two axes' sines and cosines do not divide.
+
+    Example:
+
+    ```python
+    >>> from mm1_hf import AIMVisionConfig
+
+    >>> AIMVisionConfig(hidden_size=2048, num_attention_heads=16, num_hidden_layers=24).intermediate_size
+    8192
+
+    ```
+    """
+
+    model_type = "aim_vision_model"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 1536
+    intermediate_size: FilledInt = None
+    num_hidden_layers: int = 20
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 14
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+    attention_dropout: float | int = 0.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        self.auto_map = {
+            "AutoConfig": "configuration_aim.AIMVisionConfig",
+            "AutoModel": "modeling_aim.AIMVisionModel",
+        }
+        super().__post_init__(**kwargs)
+        # Here too, because what `@strict` raises afterwards is no ValueError.
+        self.validate_architecture()
+
+    def validate_architecture(self):
+        """
+        Checks that the width can be divided; part of `@strict`'s validation.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if self.hidden_size % self.num_attention_heads or self.hidden_size % 4:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads} and "
+                "of 4: the position embedding has a sine and a cosine for each of two axes."
+            )
+
+
+# A saved MM1 names its encoder inside its configuration, and transformers looks that up by name. The files of the model
+# register it themselves because they also load from the Hub, where nothing else of the package is imported.
+if AIMVisionConfig.model_type not in CONFIG_MAPPING:
+    AutoConfig.register(AIMVisionConfig.model_type, AIMVisionConfig)
+
+
+__all__ = ["AIMVisionConfig"]

@@ -1,0 +1,242 @@
+"""Decoders trained in AXLearn, MM1's own framework, as `mm1_text`.
+
+Read is the parameter tree of its causal language model, flattened to names with `/` or `.` between their parts, in an `.npz`
+or in safetensors (shapes: V vocabulary, D width, N heads, K key-value heads, H head width, F hidden width, E experts):
+
+| name under `decoder/` | shape |
+|---|---|
+| `emb/token_emb/weight` | V, D |
+| `transformer/layerI/...`, a layer each | |
+| or `transformer/repeat/layer/...`, layers stacked along a first dimension | |
+| or `transformer/repeat/layer/layerJ/...`, where each repeat is several layers | |
+| `.../self_attention/norm/scale`, `.../feed_forward/norm/scale` | D |
+| `.../self_attention/attention/i_proj/i_proj/q_proj/weight` (`k_proj`, `v_proj`) | D, N, H (D, K, H) |
+| or `.../i_proj/i_proj/qkv_proj/weight` | 3, D, N, H, or grouped D, N + 2K, H |
+| `.../self_attention/attention/o_proj/weight` | D, N, H |
+| `.../feed_forward/linear1_0/weight` (the gate), `linear1_1/weight` | D, F |
+| `.../feed_forward/linear2/weight` | F, D |
+| `.../feed_forward/gate_weight` (the router), in a layer of experts | D, E |
+| `.../feed_forward/wi_0_weight` (the gate), `wi_1_weight` | E, D, F |
+| `.../feed_forward/wo_weight` | E, F, D |
+| `output_norm/scale` | D |
+| `lm_head/weight`, unless tied | V, D |
+
+AXLearn turns neighbouring channels into pairs for its rotary positions and `mm1_text` those half a head apart, so the rows
+of queries and keys change places.
+"""
+
+import re
+from collections.abc import Callable
+from os import PathLike
+from typing import Any
+
+import torch
+
+from mm1_hf.configuration_mm1 import MM1TextConfig
+from mm1_hf.convert.checkpoint import Checkpoint, read_json, source_folder
+from mm1_hf.convert.engine import MAX_SHARD_SIZE, Made, empty_model, new_folder, target_names, write_model
+from mm1_hf.modeling_mm1_text import MM1TextForCausalLM
+
+
+_ATTENTION = "self_attention.attention"
+_FUSED = f"{_ATTENTION}.i_proj.i_proj.qkv_proj.weight"
+
+
+class _Tree:
+    """The names of a flattened tree, below `decoder`, with dots between their parts, and where its layers are."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self.checkpoint = checkpoint
+        self.names = {re.sub(r"^.*?\bdecoder\.", "", name.replace("/", ".")): name for name in checkpoint}
+        if "emb.token_emb.weight" not in self.names:
+            raise ValueError(
+                f"{checkpoint.path} is no decoder of AXLearn: there is no decoder/emb/token_emb/weight. Flatten the model's "
+                "parameters to names such as decoder/transformer/layer0/self_attention/norm/scale."
+            )
+        prefix, self.stacked = "transformer.", False
+        if any(name.startswith("transformer.repeat.") for name in self.names):
+            prefix, self.stacked = "transformer.repeat.layer.", True
+        inner = {
+            int(found[1]) for name in self.names if (found := re.match(rf"{re.escape(prefix)}layer(\d+)\.", name))
+        }
+        self.prefix, self.inner = prefix, len(inner)
+        norm = self.names.get(self._below(0, "self_attention.norm.scale"), "")
+        if norm not in checkpoint:
+            raise ValueError(f"{checkpoint.path}: there is no decoder/{self._below(0, 'self_attention.norm.scale')}.")
+        repeats = checkpoint.meta(norm).shape[0] if self.stacked else 1
+        self.num_layers = repeats * max(self.inner, 1)
+
+    def _below(self, layer: int, name: str) -> str:
+        number = f"layer{layer % self.inner if self.stacked else layer}." if self.inner else ""
+        return f"{self.prefix}{number}{name}"
+
+    def has(self, layer: int, name: str) -> bool:
+        return self._below(layer, name) in self.names
+
+    def shape(self, layer: int, name: str) -> tuple[int, ...]:
+        """Of one layer's tensor; 0 everywhere for one that is missing, which is told later, with all the others."""
+        full = self.names.get(self._below(layer, name))
+        if full is None:
+            return (0, 0, 0, 0)
+        return tuple(self.checkpoint.meta(full).shape)[1 if self.stacked else 0 :]
+
+    def made(self, layer: int, names: list[str], make: Callable[..., torch.Tensor]) -> Made:
+        full = tuple(self.names.get(self._below(layer, name), f"decoder.{self._below(layer, name)}") for name in names)
+        return Made(full, make, layer // max(self.inner, 1) if self.stacked else None)
+
+
+def convert_axlearn(
+    source: str | PathLike,
+    output: str | PathLike,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+    **fields: Any,
+) -> None:
+    """
+    Writes a decoder of AXLearn, dense or with experts, as an `mm1_text`. Its sizes are read off the weights.
+
+    Args:
+        source: a file or a folder. A `config.json` there gives fields of [`MM1TextConfig`] too.
+        output: a folder, which must not exist.
+        dtype: of the written weights; unset, the checkpoint's.
+        max_shard_size: bounds the files that are written, and the memory.
+        fields: fields of [`MM1TextConfig`] that the weights do not tell, such as `rope_parameters` or, of fused and grouped
+            projections, `num_key_value_heads`.
+
+    Raises:
+        ValueError: the tree is another one, or has parts that `mm1_text` does not have.
+    """
+    path = source_folder(source)
+    checkpoint = Checkpoint(path)
+    tree = _Tree(checkpoint)
+    given = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    config = _configuration(tree, {**given, **fields})
+    model = empty_model(MM1TextForCausalLM, config)
+    plan = _plan(tree, config)
+    with new_folder(output) as partial:
+        write_model(
+            partial,
+            model,
+            {name: plan[name] for name in target_names(model)},
+            checkpoint,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+        )
+
+
+def _configuration(tree: _Tree, fields: dict[str, Any]) -> MM1TextConfig:
+    vocab_size, width = tree.checkpoint.meta(tree.names["emb.token_emb.weight"]).shape
+    sparse = [layer for layer in range(tree.num_layers) if tree.has(layer, "feed_forward.gate_weight")]
+    dense = sorted(set(range(tree.num_layers)) - set(sparse))
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": width,
+        "num_hidden_layers": tree.num_layers,
+        "tie_word_embeddings": "lm_head.weight" not in tree.names,
+        **_heads(tree, fields.get("num_key_value_heads")),
+    }
+    if sparse:
+        period = sparse[0] + 1
+        if sparse != [layer for layer in range(tree.num_layers) if (layer + 1) % period == 0]:
+            raise ValueError(f"mm1_text has experts in every n-th layer; {tree.checkpoint.path} has them in {sparse}.")
+        expert_width = tree.shape(sparse[0], "feed_forward.wi_0_weight")[-1]
+        sizes |= {
+            "num_experts": tree.shape(sparse[0], "feed_forward.gate_weight")[-1],
+            "moe_layer_period": period,
+            "moe_intermediate_size": expert_width,
+            "intermediate_size": expert_width,
+        }
+    if dense:
+        sizes["intermediate_size"] = tree.shape(dense[0], "feed_forward.linear1_0.weight")[-1]
+    return MM1TextConfig(**{**sizes, **fields})
+
+
+def _heads(tree: _Tree, key_value_heads: int | None) -> dict[str, int]:
+    if tree.has(0, _FUSED):
+        shape = tree.shape(0, _FUSED)
+        if len(shape) == 4:
+            heads = keys = shape[2]
+        else:
+            if key_value_heads is None:
+                raise ValueError(
+                    f"{tree.checkpoint.path} fuses {shape[1]} heads of queries, keys and values; how many are keys' it does "
+                    "not tell. Give num_key_value_heads."
+                )
+            keys = key_value_heads
+            heads = shape[1] - 2 * keys
+    else:
+        if not tree.has(0, f"{_ATTENTION}.i_proj.i_proj.q_proj.weight"):
+            raise ValueError(
+                f"{tree.checkpoint.path} has no {_ATTENTION}.i_proj.i_proj: its attention has no rotary positions, which "
+                "mm1_text has."
+            )
+        shape = tree.shape(0, f"{_ATTENTION}.i_proj.i_proj.q_proj.weight")
+        heads = shape[1]
+        keys = tree.shape(0, f"{_ATTENTION}.i_proj.i_proj.k_proj.weight")[1]
+    return {"num_attention_heads": heads, "num_key_value_heads": keys, "head_dim": shape[-1]}
+
+
+def _halves(weight: torch.Tensor) -> torch.Tensor:
+    """`(D, heads, H)` to `(heads * H, D)`, neighbouring pairs of channels moved half a head apart."""
+    rows = weight.permute(1, 2, 0)
+    return torch.cat([rows[:, ::2], rows[:, 1::2]], dim=1).flatten(0, 1)
+
+
+def _rows(weight: torch.Tensor) -> torch.Tensor:
+    """`(D, heads, H)` to `(heads * H, D)`."""
+    return weight.permute(1, 2, 0).flatten(0, 1)
+
+
+def _columns(weight: torch.Tensor) -> torch.Tensor:
+    """`(D, heads, H)` to `(D, heads * H)`."""
+    return weight.flatten(1)
+
+
+def _transposed(weight: torch.Tensor) -> torch.Tensor:
+    return weight.transpose(-1, -2)
+
+
+def _gates_and_ups(gates: torch.Tensor, ups: torch.Tensor) -> torch.Tensor:
+    return torch.cat([gates, ups], dim=-1).transpose(-1, -2)
+
+
+def _plan(tree: _Tree, config: MM1TextConfig) -> dict[str, Made]:
+    def top(name: str) -> Made:
+        return Made((tree.names.get(name, f"decoder.{name}"),), lambda tensor: tensor)
+
+    plan = {
+        "model.embed_tokens.weight": top("emb.token_emb.weight"),
+        "model.norm.weight": top("output_norm.scale"),
+        "lm_head.weight": top("lm_head.weight"),
+    }
+    for layer in range(config.num_hidden_layers):
+        entries = {
+            "input_layernorm.weight": tree.made(layer, ["self_attention.norm.scale"], lambda tensor: tensor),
+            "post_attention_layernorm.weight": tree.made(layer, ["feed_forward.norm.scale"], lambda tensor: tensor),
+            "self_attn.o_proj.weight": tree.made(layer, [f"{_ATTENTION}.o_proj.weight"], _columns),
+        }
+        for index, (name, make) in enumerate((("q_proj", _halves), ("k_proj", _halves), ("v_proj", _rows))):
+            if tree.has(layer, _FUSED):
+                entries[f"self_attn.{name}.weight"] = tree.made(layer, [_FUSED], _fused(config, index, make))
+            else:
+                part = f"{_ATTENTION}.i_proj.i_proj.{name}.weight"
+                entries[f"self_attn.{name}.weight"] = tree.made(layer, [part], make)
+        if config.is_sparse_layer(layer):
+            parts = ["feed_forward.wi_0_weight", "feed_forward.wi_1_weight"]
+            entries["mlp.gate.weight"] = tree.made(layer, ["feed_forward.gate_weight"], _transposed)
+            entries["mlp.experts.gate_up_proj"] = tree.made(layer, parts, _gates_and_ups)
+            entries["mlp.experts.down_proj"] = tree.made(layer, ["feed_forward.wo_weight"], _transposed)
+        else:
+            for name, linear in (("gate_proj", "linear1_0"), ("up_proj", "linear1_1"), ("down_proj", "linear2")):
+                entries[f"mlp.{name}.weight"] = tree.made(layer, [f"feed_forward.{linear}.weight"], _transposed)
+        plan |= {f"model.layers.{layer}.{name}": made for name, made in entries.items()}
+    return plan
+
+
+def _fused(config: MM1TextConfig, index: int, make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Queries, keys or values out of a fused projection, `(3, D, N, H)` or grouped `(D, N + 2K, H)`."""
+    queries, keys = config.num_attention_heads, config.num_key_value_heads
+    start = (0, queries, queries + keys)[index]
+    stop = (queries, queries + keys, queries + 2 * keys)[index]
+    return lambda fused: make(fused[index] if fused.dim() == 4 else fused[:, start:stop])

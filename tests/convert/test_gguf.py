@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFWriter
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from mm1_hf import MM1TextForCausalLM
+from mm1_hf.convert import convert_decoder, convert_gguf
+
+
+V, D, N, HIDDEN = 64, 32, 4, 48
+
+
+def write_gguf(path):
+    """A Llama of one layer, as llama.cpp lays it out: neighbouring channels are the pairs of its rotary positions."""
+    writer = GGUFWriter(str(path), "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(D)
+    writer.add_feed_forward_length(HIDDEN)
+    writer.add_head_count(N)
+    writer.add_head_count_kv(N)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(D // N)
+    writer.add_vocab_size(V)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([*map(chr, range(33, 33 + V - 1)), '!"'])
+    writer.add_token_types([1] * V)
+    writer.add_token_merges(['! "'])
+    writer.add_eos_token_id(1)
+    writer.add_bos_token_id(2)
+    generator = np.random.default_rng(0)
+    shapes = {
+        "token_embd.weight": (V, D),
+        "output_norm.weight": (D,),
+        "output.weight": (V, D),
+        "blk.0.attn_norm.weight": (D,),
+        "blk.0.ffn_norm.weight": (D,),
+        **{f"blk.0.attn_{name}.weight": (D, D) for name in ("q", "k", "v", "output")},
+        "blk.0.ffn_gate.weight": (HIDDEN, D),
+        "blk.0.ffn_up.weight": (HIDDEN, D),
+        "blk.0.ffn_down.weight": (D, HIDDEN),
+    }
+    tensors = {name: generator.normal(size=shape).astype(np.float32) * 0.3 for name, shape in shapes.items()}
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tensors
+
+
+def test_a_gguf_decoder_becomes_transformers_own_and_then_mm1_text(tmp_path):
+    tensors = write_gguf(tmp_path / "tiny.gguf")
+    convert_gguf(tmp_path / "tiny.gguf", tmp_path / "converted", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "converted")
+    assert type(model) is LlamaForCausalLM
+    layer = model.model.layers[0]
+    assert torch.equal(layer.mlp.down_proj.weight, torch.from_numpy(tensors["blk.0.ffn_down.weight"]))
+    # Pairs of channels from next to each other to half a head apart.
+    query = tensors["blk.0.attn_q.weight"].reshape(N, D // N // 2, 2, D).swapaxes(1, 2).reshape(D, D)
+    assert torch.equal(layer.self_attn.q_proj.weight, torch.from_numpy(query))
+    convert_decoder(tmp_path / "converted", tmp_path / "mm1_text")
+    ids = torch.arange(10)[None]
+    converted = MM1TextForCausalLM.from_pretrained(tmp_path / "mm1_text")
+    torch.testing.assert_close(converted(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_no_gguf_file(tmp_path):
+    with pytest.raises(ValueError, match=r"is no GGUF file. Give the \.gguf file itself"):
+        convert_gguf(tmp_path, tmp_path / "converted")
