@@ -23,6 +23,10 @@ SURFACE = {
         "--peak-tflops",
     },
     "pretrain": {"--config"},
+    "push": {"folder", "repo_id", "--card", "--private"},
+    # transformers' own.
+    "serve": set(),
+    "chat": set(),
 }
 
 
