@@ -23,7 +23,7 @@ SURFACE = {
         "--peak-tflops",
     },
     "pretrain": {"--config"},
-    "push": {"folder", "repo_id", "--card", "--private"},
+    "push": {"folder", "repo_id", "--card", "--quantize", "--private"},
     # transformers' own.
     "serve": set(),
     "chat": set(),

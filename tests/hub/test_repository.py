@@ -10,6 +10,9 @@ from tiny import byte_tokenizer
 from mm1_hf.hub.repository import read_repository
 
 
+NORM = "model.language_model.norm.weight"
+
+
 def edit(path, **changes):
     values = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(values | changes), encoding="utf-8")
@@ -46,14 +49,15 @@ def cut_shard(folder):
 
 
 def change_weights(folder, change):
-    path = sorted(folder.glob("*.safetensors"))[-1]
-    weights = load_file(path)
+    """Of the shard that has the decoder's last norm."""
+    name = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"][NORM]
+    weights = load_file(folder / name)
     change(weights)
-    save_file(weights, path, metadata={"format": "pt"})
+    save_file(weights, folder / name, metadata={"format": "pt"})
 
 
 def missing_tensor(folder):
-    change_weights(folder, lambda weights: weights.pop("model.language_model.norm.weight"))
+    change_weights(folder, lambda weights: weights.pop(NORM))
 
 
 def surplus_tensor(folder):
@@ -61,7 +65,7 @@ def surplus_tensor(folder):
 
 
 def other_shape(folder):
-    change_weights(folder, lambda weights: weights.update({"model.language_model.norm.weight": torch.ones(3)}))
+    change_weights(folder, lambda weights: weights.update({NORM: torch.ones(3)}))
 
 
 def other_model(folder):

@@ -49,6 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     push.add_argument(
         "--card", metavar="FILE", help="what the model's card says beside what its files tell, YAML or JSON"
     )
+    push.add_argument(
+        "--quantize", choices=("int8",), help="publish a variant whose decoder has weights of so many bits"
+    )
     push.add_argument("--private", action="store_true", help="if the repository is new")
 
     for verb, what in (("serve", "serve a saved model to OpenAI's clients"), ("chat", "talk to a served model")):

@@ -1,16 +1,27 @@
 """Publishing a saved model or adapter: checked before anything is uploaded, then one commit."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from mm1_hf.hub.card import CardDetails, model_card
+from mm1_hf.hub.quantization import quantize as save_quantized
 from mm1_hf.hub.repository import CARD_NAME, read_repository
 
 
+# In cards that transformers and PEFT write by themselves: forms, which nobody has filled in.
+_UNFILLED = "[More Information Needed]"
+
+
 def push(
-    folder: str | Path, repo_id: str, *, details: CardDetails | None = None, private: bool | None = None
+    folder: str | Path,
+    repo_id: str,
+    *,
+    details: CardDetails | None = None,
+    quantize: str | None = None,
+    private: bool | None = None,
 ) -> CommitInfo:
     """
     Publishes a folder that holds an MM1 and its processor, or an adapter, as a repository that loads by itself: weights,
@@ -21,9 +32,10 @@ def push(
     commit that are no longer part of the model go.
 
     Args:
-        folder: of the model or adapter. Its `README.md`, if there is one, is taken as the card.
+        folder: of the model or adapter. Its `README.md` is taken as the card, unless it is a form that a library left.
         repo_id: such as `"user/name"`; created if it does not exist.
         details: what the card says beside what the model itself tells.
+        quantize: publish a quantised variant instead, by a scheme of [`mm1_hf.hub.quantization`].
         private: whether a new repository is; unset, as the account's own setting has it.
 
     Returns:
@@ -34,13 +46,16 @@ def push(
             card and `details` are given too.
         OSError: the Hub cannot be reached or refuses; its answer is in the message.
     """
+    if quantize is not None:
+        with TemporaryDirectory() as variant:
+            save_quantized(folder, variant, quantize)
+            return push(variant, repo_id, details=details, private=private)
     repository = read_repository(folder)
     own_card = repository.folder / CARD_NAME
-    if not own_card.is_file():
+    card = own_card.read_text(encoding="utf-8") if own_card.is_file() else _UNFILLED
+    if _UNFILLED in card:
         card = str(model_card(repository, repo_id, details or CardDetails()))
-    elif details is None:
-        card = own_card.read_text(encoding="utf-8")
-    else:
+    elif details is not None:
         raise ValueError(f"{own_card} is the card already. Remove it, or give no details for one.")
 
     api = HfApi()
@@ -54,13 +69,14 @@ def push(
         and (each.rfilename.endswith(".safetensors") or each.rfilename == SAFE_WEIGHTS_INDEX_NAME)
         and each.rfilename not in repository.files
     ]
-    return api.create_commit(
-        repo_id,
-        [
-            CommitOperationAdd(CARD_NAME, card.encode()),
-            *(CommitOperationAdd(name, str(path)) for name, path in repository.files.items()),
-            *(CommitOperationDelete(name) for name in stale),
-        ],
-        commit_message="Upload adapter" if repository.adapter else "Upload model",
-        parent_commit=before.sha,
-    )
+    operations = [
+        CommitOperationAdd(CARD_NAME, card.encode()),
+        *(CommitOperationAdd(name, str(path)) for name, path in repository.files.items()),
+        *(CommitOperationDelete(name) for name in stale),
+    ]
+    message = "Upload adapter" if repository.adapter else "Upload model"
+    try:
+        return api.create_commit(repo_id, operations, commit_message=message, parent_commit=before.sha)
+    except RuntimeError as error:
+        # So huggingface_hub calls an upload that failed.
+        raise OSError(f"{error}: {error.__cause__}. What arrived is not sent again by the next push.") from error

@@ -100,11 +100,12 @@ def read_repository(folder: str | Path) -> Repository:
 def _load_skeleton(folder: Path) -> tuple[MM1ForConditionalGeneration, MM1Processor]:
     """The model on the meta device, with its weights compared by name and shape, and its processor."""
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
         )
     except SafetensorError as error:
         raise ValueError(f"The weights in {folder} are broken: {error}. Save the model again.") from error
+    model, info = loaded
     for kind, what in (("missing_keys", "miss"), ("unexpected_keys", "have, of no use to the model,")):
         if info[kind]:
             raise ValueError(f"The weights in {folder} {what} {_first(sorted(info[kind]))}.")
@@ -191,7 +192,7 @@ def _check_parts(model: MM1ForConditionalGeneration, processor: MM1Processor) ->
                 f"The processor's {name} is {value}, the model's {other} {expected}. Save the processor that the model was "
                 "trained with."
             )
-    rows = model.get_input_embeddings().num_embeddings
+    rows = cast(int, model.get_input_embeddings().num_embeddings)
     if len(processor.tokenizer) > rows:
         raise ValueError(
             f"The tokenizer has {len(processor.tokenizer)} tokens, the model {rows} embeddings. Save the tokenizer that the "
