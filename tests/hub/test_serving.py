@@ -1,17 +1,19 @@
 """`mm1 serve` answers OpenAI's own client, rightly, and loses nothing when many ask at once."""
 
 import base64
+import contextlib
 import io
 import os
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from openai import APIError, OpenAI
+from openai import OpenAI
 from PIL import Image
 from tiny import tiny_mm1
 
@@ -68,6 +70,12 @@ def taught():
     return model.eval(), processor
 
 
+def is_up(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        return urllib.request.urlopen(f"http://localhost:{port}/health").status == 200
+    return False
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """OpenAI's client of a running server, and the model's name."""
@@ -87,13 +95,9 @@ def served(tmp_path_factory):
         )
     client = OpenAI(base_url=f"http://localhost:{port}/v1", api_key="none", max_retries=0, timeout=300)
     try:
-        for _ in range(600):
-            try:
-                client.models.list()
-                break
-            except APIError:
-                assert process.poll() is None, log.read_text()
-                time.sleep(0.5)
+        while not is_up(port):
+            assert process.poll() is None, log.read_text(encoding="utf-8")
+            time.sleep(0.2)
         yield client, str(folder)
     finally:
         process.terminate()
