@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt parts.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[pretrain,quickstart,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[pretrain,quickstart,quantize,serve,dev]'
 	$(BIN)/pip install --quiet --no-deps -r parts.txt
 	@touch $@
 

@@ -25,6 +25,10 @@ SURFACE = {
     "pretrain": {"--config"},
     "sft": {"--config"},
     "convert": {"kind", "source", "output", "--dtype", "--max-shard-size", "--allow-pickle"},
+    "push": {"folder", "repo_id", "--card", "--quantize", "--private"},
+    # transformers' own.
+    "serve": set(),
+    "chat": set(),
 }
 
 

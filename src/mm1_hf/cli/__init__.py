@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sft = verbs.add_parser("sft", help="fine-tune a model on a mixture of conversations, or go on with a run")
     sft.add_argument("--config", required=True, metavar="FILE", help="the run's settings, YAML or JSON")
+
     convert = verbs.add_parser(
         "convert", help="write a foreign checkpoint as a model, or a part of one, with equal outputs"
     )
@@ -58,15 +59,36 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(default: the checkpoint's)")
     convert.add_argument("--max-shard-size", default="1GB", metavar="SIZE", help="of files and memory (default: 1GB)")
     convert.add_argument("--allow-pickle", action="store_true", help="read pickled weights, with weights_only")
+
+    push = verbs.add_parser("push", help="publish a saved model or adapter on the Hub, with its code and a card")
+    push.add_argument("folder", metavar="DIR", help="where it was saved, with its processor")
+    push.add_argument("repo_id", metavar="REPO", help="such as user/name; created if it does not exist")
+    push.add_argument(
+        "--card", metavar="FILE", help="what the model's card says beside what its files tell, YAML or JSON"
+    )
+    push.add_argument(
+        "--quantize", choices=("int8",), help="publish a variant whose decoder has weights of so many bits"
+    )
+    push.add_argument("--private", action="store_true", help="if the repository is new")
+
+    for verb, what in (("serve", "serve a saved model to OpenAI's clients"), ("chat", "talk to a served model")):
+        # Their arguments are transformers' own and go there unread.
+        verbs.add_parser(verb, add_help=False, help=f"{what}, as `transformers {verb}` does")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, 2 where the user has to mend something."""
-    options = vars(build_parser().parse_args(arguments))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    delegated = bool(arguments) and arguments[0] in ("serve", "chat")
+    options = vars(build_parser().parse_args(arguments[:1] if delegated else arguments))
     verb = options.pop("verb")
     try:
-        if verb == "quickstart":
+        if delegated:
+            from mm1_hf.cli.serve import run
+
+            run(arguments)
+        elif verb == "quickstart":
             from mm1_hf.cli.quickstart import quickstart
 
             quickstart(**options)
@@ -90,6 +112,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from mm1_hf.cli.convert import convert
 
             convert(**options)
+        elif verb == "push":
+            from mm1_hf.cli.push import push
+
+            push(**options)
     except (ValueError, OSError) as error:
         print(f"mm1 {verb}: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,229 @@
+"""A saved model as a repository of the Hub: which files belong to it, and whether they fit together."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from mm1_hf.configuration_mm1 import MM1Config
+from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
+from mm1_hf.processing_mm1 import MM1Processor
+from mm1_hf.registration import MODEL_FILES
+
+
+CARD_NAME = "README.md"
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+# What is published beside weights and code, where it is there; a training's own files are not.
+_COMPANIONS = (
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "chat_template.jinja",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "LICENSE",
+    "NOTICE",
+)
+# Without these, nobody could load the model by itself.
+_AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForImageTextToText")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """
+    Args:
+        folder: where the model was saved.
+        files: what is published, by its path in the repository.
+        left_out: what lies in the folder beside that.
+        model: on the meta device; `None` for an adapter.
+        processor: the model's; `None` for an adapter.
+        adapter: PEFT's configuration of an adapter; `None` for a model.
+    """
+
+    folder: Path
+    files: dict[str, Path]
+    left_out: tuple[str, ...]
+    model: MM1ForConditionalGeneration | None = None
+    processor: MM1Processor | None = None
+    adapter: dict[str, Any] | None = None
+
+
+def read_repository(folder: str | Path) -> Repository:
+    """
+    Collects a saved model's or adapter's files and checks them without reading the weights themselves: an incomplete
+    model, or one that its own settings contradict, must not reach the Hub.
+
+    Args:
+        folder: of a model that was saved with its processor, or of an adapter that PEFT saved.
+
+    Raises:
+        ValueError: something is missing, does not fit or asks for code of others.
+        OSError: a file cannot be read.
+    """
+    folder = Path(folder)
+    if (folder / ADAPTER_CONFIG_NAME).is_file():
+        return _read_adapter(folder)
+    if not (folder / CONFIG_NAME).is_file():
+        raise ValueError(
+            f"{folder} holds neither {CONFIG_NAME} nor {ADAPTER_CONFIG_NAME}. Give the folder of a model, saved with "
+            "model.save_pretrained and processor.save_pretrained, or of an adapter."
+        )
+    config = _read_json(folder / CONFIG_NAME)
+    if config.get("model_type") != MM1Config.model_type:
+        raise ValueError(
+            f"{folder} holds a {config.get('model_type')!r} model; only 'mm1' ones are published by this."
+        )
+    names = [CONFIG_NAME, *_weights(folder), *(name for name in _COMPANIONS if (folder / name).is_file())]
+    _check_code(folder, [name for name in names if name.endswith(".json")], config)
+    model, processor = _load_skeleton(folder)
+    _check_parts(model, processor)
+
+    found = {name: folder / name for name in names}
+    # Those that the model was just built by, whatever version wrote the folder.
+    found |= {name: cast(Path, files("mm1_hf") / name) for name in MODEL_FILES}
+    return Repository(folder, found, _left_out(folder, found), model, processor)
+
+
+def _load_skeleton(folder: Path) -> tuple[MM1ForConditionalGeneration, MM1Processor]:
+    """The model on the meta device, with its weights compared by name and shape, and its processor."""
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {folder} are broken: {error}. Save the model again.") from error
+    model, info = loaded
+    for kind, what in (("missing_keys", "miss"), ("unexpected_keys", "have, of no use to the model,")):
+        if info[kind]:
+            raise ValueError(f"The weights in {folder} {what} {_first(sorted(info[kind]))}.")
+    if info["mismatched_keys"]:
+        shapes = [f"{name} {tuple(saved)}, not {tuple(built)}" for name, saved, built in info["mismatched_keys"]]
+        raise ValueError(f"Weights in {folder} have another shape than {CONFIG_NAME} says: {_first(sorted(shapes))}.")
+    return model, cast(MM1Processor, AutoProcessor.from_pretrained(folder))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}. Save the model again.") from error
+
+
+def _weights(folder: Path) -> list[str]:
+    """In the order in which transformers looks for them."""
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        return [SAFE_WEIGHTS_NAME]
+    if not (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        raise ValueError(
+            f"{folder} holds no safetensors weights; others may run code when they are loaded and are not published. Load "
+            "the model and save it with save_pretrained."
+        )
+    shards = sorted(set(_read_json(folder / SAFE_WEIGHTS_INDEX_NAME)["weight_map"].values()))
+    if missing := [name for name in shards if not (folder / name).is_file()]:
+        raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} names {_first(missing)}, which {folder} does not hold.")
+    return [*shards, SAFE_WEIGHTS_INDEX_NAME]
+
+
+def _auto_maps(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        if isinstance(value.get("auto_map"), dict):
+            yield value["auto_map"]
+        for each in value.values():
+            yield from _auto_maps(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _auto_maps(each)
+
+
+def _check_code(folder: Path, names: list[str], config: dict[str, Any]) -> None:
+    modules = {name.removesuffix(".py") for name in MODEL_FILES}
+    for name in names:
+        for auto_map in _auto_maps(_read_json(folder / name)):
+            for references in auto_map.values():
+                for reference in references if isinstance(references, list) else [references]:
+                    if reference is not None and reference.split(".")[0] not in modules:
+                        raise ValueError(
+                            f"{folder / name} asks for the code {reference!r}, which is not part of MM1 and is not "
+                            "published with it."
+                        )
+    if missing := [name for name in _AUTO_CLASSES if name not in config.get("auto_map", {})]:
+        raise ValueError(
+            f"{folder / CONFIG_NAME} does not say which class {missing[0]} loads. Load the model with mm1_hf imported and "
+            "save it again."
+        )
+
+
+def _check_parts(model: MM1ForConditionalGeneration, processor: MM1Processor) -> None:
+    config = model.config
+    if not isinstance(processor, MM1Processor):
+        raise ValueError(
+            f"The folder's processor is a {type(processor).__name__}; save an MM1Processor with the model."
+        )
+    if processor.chat_template is None:
+        raise ValueError("The processor has no chat template; set processor.chat_template and save it again.")
+    side = config.connector_config.grid_size * config.vision_config.patch_size
+    size = processor.image_processor.size
+    pairs = [
+        (
+            "num_image_tokens",
+            processor.num_image_tokens,
+            "connector_config.num_tokens",
+            config.connector_config.num_tokens,
+        ),
+        ("image_token_id", processor.image_token_id, "image_token_id", config.image_token_id),
+        ("image_processor.size", (size["height"], size["width"]), "encoder's tile", (side, side)),
+    ]
+    for name, value, other, expected in pairs:
+        if value != expected:
+            raise ValueError(
+                f"The processor's {name} is {value}, the model's {other} {expected}. Save the processor that the model was "
+                "trained with."
+            )
+    rows = cast(int, model.get_input_embeddings().num_embeddings)
+    if len(processor.tokenizer) > rows:
+        raise ValueError(
+            f"The tokenizer has {len(processor.tokenizer)} tokens, the model {rows} embeddings. Save the tokenizer that the "
+            "model was trained with."
+        )
+
+
+def _read_adapter(folder: Path) -> Repository:
+    config = _read_json(folder / ADAPTER_CONFIG_NAME)
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(
+            f"{folder / ADAPTER_CONFIG_NAME} does not name its base model; set base_model_name_or_path to its Hub id."
+        )
+    if Path(base).exists():
+        raise ValueError(
+            f"The adapter's base model is the folder {base}, which nobody else has. Publish it, and set "
+            f"base_model_name_or_path in {folder / ADAPTER_CONFIG_NAME} to its Hub id."
+        )
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ValueError(f"{folder} holds no {ADAPTER_WEIGHTS}. Save the adapter with save_pretrained.")
+    names = [ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS, *(name for name in _COMPANIONS if (folder / name).is_file())]
+    found = {name: folder / name for name in names}
+    return Repository(folder, found, _left_out(folder, found), adapter=config)
+
+
+def _left_out(folder: Path, found: dict[str, Path]) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir() if path.name not in {*found, CARD_NAME}))
+
+
+def _first(names: list[str], number: int = 5) -> str:
+    """The first few, and how many more there are."""
+    more = f" and {len(names) - number} more" if len(names) > number else ""
+    return ", ".join(names[:number]) + more

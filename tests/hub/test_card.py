@@ -1,0 +1,174 @@
+"""The card says what the files and the author tell, and nothing else."""
+
+import json
+import re
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from mm1_hf.cli import main
+from mm1_hf.hub.card import (
+    CardDetails,
+    DataDetails,
+    PartDetails,
+    ResultDetails,
+    load_details,
+    model_card,
+    pretraining_stage,
+)
+from mm1_hf.hub.repository import read_repository
+from mm1_hf.parameters import count_parameters
+
+
+FULL = {
+    "summary": "A model of tests.",
+    "encoder": {"source": "apple/aimv2-large-patch14-336", "license": "apple-amlr"},
+    "decoder": {"source": "HuggingFaceTB/SmolLM2-360M", "license": "apache-2.0"},
+    "connector_license": "apache-2.0",
+    "data": [
+        {"name": "HuggingFaceM4/OBELICS", "license": "cc-by-4.0", "share": 0.45, "revision": "abc123"},
+        {"name": "our own captions", "share": 0.55},
+    ],
+    "stages": [
+        {"name": "sft", "data": "chats", "steps": 7, "batch": 8, "learning_rate": 1e-5, "trained": "connector"},
+    ],
+    "evaluation": [
+        {
+            "task": "easy-VQA",
+            "dataset": "vicgalle/easy-vqa",
+            "split": "test",
+            "examples": 1000,
+            "metric": "accuracy",
+            "value": 0.991,
+            "shuffled": 0.42,
+            "shots": 4,
+        },
+    ],
+    "languages": ["en"],
+    "limits": ["It knows 13 colours."],
+}
+
+
+@pytest.fixture(scope="module")
+def repository(saved_once):
+    return read_repository(saved_once[0])
+
+
+def written(tmp_path, values) -> CardDetails:
+    path = tmp_path / "card.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return load_details(path)
+
+
+def test_metadata_are_what_the_hub_reads(repository, tmp_path):
+    card = model_card(repository, "someone/tiny", written(tmp_path, FULL))
+    # As the Hub gets it: written out and read again.
+    data = ModelCard(str(card)).data
+    assert data.library_name == "transformers" and data.pipeline_tag == "image-text-to-text" and "mm1" in data.tags
+    assert data.base_model == ["apple/aimv2-large-patch14-336", "HuggingFaceTB/SmolLM2-360M"]
+    assert data.datasets == ["HuggingFaceM4/OBELICS"] and data.language == ["en"]
+    assert data.license == "apple-amlr"
+    (result,) = data.eval_results
+    assert (result.task_name, result.dataset_type, result.dataset_split) == ("easy-VQA", "vicgalle/easy-vqa", "test")
+    assert (result.metric_type, result.metric_value, result.metric_name) == ("accuracy", 0.991, "accuracy, 4 shots")
+
+
+def test_the_text_has_the_models_own_numbers(repository, saved_once, tmp_path):
+    text = model_card(repository, "someone/tiny", written(tmp_path, FULL)).text
+    count = count_parameters(saved_once[1])
+    for part in (count.encoder, count.connector, count.decoder + count.embeddings + count.head, count.total):
+        assert f"{part.parameters:,}" in text
+    assert "| easy-VQA | test | 1000 | 4 | accuracy | 0.991 | 0.42 | not measured |" in text
+    assert "| sft | chats | 7 | 8 | 1e-05 | connector |" in text
+    assert "| HuggingFaceM4/OBELICS | abc123 | 45.0 % | cc-by-4.0 |" in text
+    assert "| our own captions | not stated | 55.0 % | not stated |" in text
+    assert "under the most restrictive of these: **apple-amlr**" in text
+    assert "It knows 13 colours." in text
+
+
+def test_nothing_is_said_that_nobody_told(repository):
+    card = model_card(repository, "someone/tiny", CardDetails())
+    data = ModelCard(str(card)).data
+    assert data.eval_results is None and data.base_model is None and data.datasets is None
+    assert (data.license, data.license_name) == ("other", "unknown")
+    assert "Nothing has been measured yet." in card.text
+    assert "do not take it to be free" in card.text
+    # No placeholder, no value of Python's.
+    told, _, _ = card.text.partition("## How to use it")
+    assert not re.search(r"\bNone\b(?! has been)|\{\{|\{%|Undefined", told)
+
+
+def test_a_data_sets_licence_binds_where_it_says_so(repository):
+    parts = {"encoder": PartDetails(license="mit"), "decoder": PartDetails(license="mit"), "connector_license": "mit"}
+    for binding, license in ((True, "cc-by-nc-4.0"), (False, "mit")):
+        data = (DataDetails("chats", "cc-by-nc-4.0", binding=binding),)
+        assert model_card(repository, "a/b", CardDetails(data=data, **parts)).data.license == license
+
+
+def test_licences_that_do_not_cover_each_other_are_named_together(repository):
+    details = CardDetails(
+        encoder=PartDetails(license="apple-amlr"), decoder=PartDetails(license="gemma"), connector_license="mit"
+    )
+    card = model_card(repository, "a/b", details)
+    assert (card.data.license, card.data.license_name) == ("other", "apple-amlr-and-gemma")
+    assert "all of them together: apple-amlr and gemma" in card.text
+    anchor = card.data.license_link.split("#")[1].replace("-", " ")
+    assert f"## {anchor}" in card.text.lower()
+
+
+def test_its_python_compiles_and_names_what_there_is(repository):
+    blocks = re.findall(r"```python\n(.*?)```", model_card(repository, "someone/tiny", CardDetails()).text, re.DOTALL)
+    assert len(blocks) >= 4
+    for block in blocks:
+        compile(block, "card", "exec")
+        for line in re.findall(r"^(?:from|import) .+$", block, re.MULTILINE):
+            if "trl" not in line:
+                exec(line)
+
+
+def test_results_may_lie_in_a_file_of_their_own(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(FULL["evaluation"]), encoding="utf-8")
+    details = written(tmp_path, FULL | {"evaluation": "results.json"})
+    assert details.evaluation == (ResultDetails(**FULL["evaluation"][0]),)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"sumary": "x"}, "unknown entries: sumary"),
+        ({"data": "OBELICS"}, "data is a list"),
+        ({"data": [{"license": "mit"}]}, "data 1.*name"),
+        ({"encoder": "apple/aimv2"}, "encoder holds 'apple/aimv2'"),
+        ([], "not entries"),
+    ],
+)
+def test_wrong_entries_are_named(values, told, tmp_path):
+    with pytest.raises(ValueError, match=told):
+        written(tmp_path, values)
+
+
+def test_what_is_no_yaml_is_refused_before_anything_is_sent(tmp_path, capsys):
+    (tmp_path / "card.yaml").write_text("{", encoding="utf-8")
+    assert main(["push", str(tmp_path), "a/b", "--card", str(tmp_path / "card.yaml")]) == 2
+    assert "neither YAML nor JSON" in capsys.readouterr().err
+
+
+def test_a_pretraining_tells_what_was_run(saved_once, tmp_path):
+    settings = {
+        "model": "x",
+        "output_dir": "y",
+        "batch_size": 24,
+        "frozen": ["encoder"],
+        "sources": {
+            "caption": {"path": "c", "layout": "caption", "weight": 3},
+            "t": {"path": "t", "layout": "text", "weight": 1},
+        },
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    state = {"global_step": 11, "log_history": [{"learning_rate": 1e-4}, {"learning_rate": 5e-5}, {"eval_loss": 1.0}]}
+    stage = pretraining_stage(tmp_path / "run.yaml", state, saved_once[1])
+    assert (stage.name, stage.steps, stage.batch, stage.learning_rate) == ("pretrain", 11, 24, 1e-4)
+    assert stage.data.startswith("caption 75%, t 25% of rows") and stage.trained == "connector, decoder"
+    with pytest.raises(ValueError, match="no learning rate"):
+        pretraining_stage(tmp_path / "run.yaml", {"global_step": 1, "log_history": []}, saved_once[1])

@@ -1,0 +1,151 @@
+"""`mm1 serve` answers OpenAI's own client, rightly, and loses nothing when many ask at once."""
+
+import base64
+import contextlib
+import io
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from openai import OpenAI
+from PIL import Image
+from tiny import tiny_mm1
+
+from mm1_hf.data.collation import MM1Collator
+
+
+COLOURS = ("red", "green", "blue")
+
+
+def picture(colour: str) -> Image.Image:
+    return Image.new("RGB", (64, 64), colour)
+
+
+def question(*colours: str) -> list[dict]:
+    """As OpenAI's API has it."""
+    content: list[dict] = []
+    for colour in colours:
+        file = io.BytesIO()
+        picture(colour).save(file, "PNG")
+        data = base64.b64encode(file.getvalue()).decode()
+        content.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})
+    return [{"role": "user", "content": [*content, {"type": "text", "text": "Colour?" if colours else "Hi!"}]}]
+
+
+# What the served model has learned by heart.
+LESSONS = (
+    [((), "ho")]
+    + [((colour,), colour) for colour in COLOURS]
+    + [(pair, " ".join(pair)) for pair in (("red", "blue"), ("blue", "red"), ("green", "red"))]
+)
+
+
+def taught():
+    model, processor = tiny_mm1()
+    rows = []
+    for colours, answer in LESSONS:
+        parts = [{"type": "image"}] * len(colours) + [{"type": "text", "text": "Colour?" if colours else "Hi!"}]
+        messages = [
+            {"role": "user", "content": parts},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+        rows.append({"messages": messages, "images": [picture(colour) for colour in colours]})
+    batch = MM1Collator(processor)(rows)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(300):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if loss.item() < 0.01:
+            break
+    assert loss.item() < 0.05
+    return model.eval(), processor
+
+
+def is_up(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        return urllib.request.urlopen(f"http://localhost:{port}/health").status == 200
+    return False
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """OpenAI's client of a running server, and the model's name."""
+    folder = tmp_path_factory.mktemp("serve") / "model"
+    for part in taught():
+        part.save_pretrained(folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = folder.parent / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mm1_hf.cli", "serve", str(folder), "--port", str(port), "--device", "cpu"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+    client = OpenAI(base_url=f"http://localhost:{port}/v1", api_key="none", max_retries=0, timeout=300)
+    try:
+        while not is_up(port):
+            assert process.poll() is None, log.read_text(encoding="utf-8")
+            time.sleep(0.2)
+        yield client, str(folder)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def ask(served, *colours: str, **options):
+    client, name = served
+    return client.chat.completions.create(
+        model=name, messages=question(*colours), max_tokens=16, temperature=0, **options
+    )
+
+
+@pytest.mark.parametrize(("colours", "answer"), LESSONS)
+def test_it_answers_rightly(colours, answer, served):
+    given = ask(served, *colours)
+    assert given.choices[0].message.content == answer
+    assert given.choices[0].finish_reason == "stop"
+    # Image tokens count as the prompt's.
+    assert given.usage.prompt_tokens > 4 * len(colours)
+
+
+@pytest.mark.parametrize(("colours", "answer"), LESSONS[:2] + LESSONS[-1:])
+def test_it_streams(colours, answer, served):
+    pieces = [chunk.choices[0].delta.content for chunk in ask(served, *colours, stream=True) if chunk.choices]
+    assert "".join(filter(None, pieces)) == answer
+    assert sum(map(bool, pieces)) > 1
+
+
+def test_fifty_at_once_all_get_their_own_answer(served):
+    asked = [LESSONS[number % len(LESSONS)] for number in range(50)]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        given = list(pool.map(lambda lesson: ask(served, *lesson[0]).choices[0].message.content, asked))
+    assert given == [answer for _, answer in asked]
+
+
+def test_mm1_chat_talks_to_it(served):
+    client, name = served
+    command = [
+        sys.executable,
+        "-m",
+        "mm1_hf.cli",
+        "chat",
+        name,
+        str(client.base_url),
+        "do_sample=False",
+        "max_new_tokens=8",
+    ]
+    result = subprocess.run(command, input="Hi!\n!exit\n", capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "ho" in result.stdout

@@ -1,0 +1,194 @@
+"""
+What vLLM's and SGLang's transformers backends read of a model and its processor, by what they do with it. They are not
+installed here.
+"""
+
+import importlib
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tiny import byte_tokenizer, tiny_decoder, tiny_vision
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import mm1_hf
+from mm1_hf import MM1ConnectorConfig, MM1ImageProcessor, MM1TextConfig, MM1TextForCausalLM, assemble
+
+
+SIZES = {
+    "vocab_size": 257,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "eos_token_id": 256,
+}
+SPARSE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+DECODERS = {
+    "mm1_text": lambda: MM1TextForCausalLM(MM1TextConfig(**SIZES)),
+    "mm1_text-sparse": lambda: MM1TextForCausalLM(MM1TextConfig(**SIZES, **SPARSE)),
+    "llama": tiny_decoder,
+}
+
+
+@pytest.fixture(scope="module", params=DECODERS)
+def parts(request):
+    torch.manual_seed(0)
+    connector = MM1ConnectorConfig(num_tokens=4, hidden_size=32, depth=1)
+    images = MM1ImageProcessor(
+        size={"height": 56, "width": 56}, image_splitting="dynamic", position_indicators="index"
+    )
+    decoder = DECODERS[request.param]().eval()
+    return assemble(
+        tiny_vision(), decoder, connector, tokenizer=byte_tokenizer(), image_processor=images, verbose=False
+    )
+
+
+def engine_attention(module, query, key, value, attention_mask, scaling=None, attention_instances=None, **kwargs):
+    """
+    As an engine's: it keeps keys and values itself, finds its own layer by number, and takes no mask. The requests of a
+    batch lie behind each other in one row.
+    """
+    lengths = attention_instances[module.layer_idx]
+    assert module.is_causal and attention_mask is None
+    assert query.shape[0] == 1 and query.shape[2] == sum(lengths)
+    groups = query.shape[1] // key.shape[1]
+    pieces = [
+        F.scaled_dot_product_attention(
+            q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1), is_causal=True
+        )
+        for q, k, v in zip(*(each.split(lengths, dim=2) for each in (query, key, value)), strict=True)
+    ]
+    assert scaling == pytest.approx(query.shape[-1] ** -0.5)
+    return torch.cat(pieces, dim=2).transpose(1, 2), None
+
+
+@pytest.fixture
+def engine(parts, monkeypatch):
+    """The base model with its decoder's attention replaced."""
+    base = parts[0].model
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "engine", engine_attention)
+    monkeypatch.setattr(base.language_model.config, "_attn_implementation_internal", "engine")
+    return base
+
+
+def test_they_take_the_model(parts):
+    assert parts[0].is_backend_compatible() and parts[0].model.is_backend_compatible()
+    assert parts[0].config.auto_map["AutoModel"] == "modeling_mm1.MM1Model"
+
+
+def test_requests_in_one_row_do_not_see_each_other(parts, engine):
+    """The engine embeds images itself, gives each request its own positions and asks for a tuple."""
+    model, processor = parts
+    texts = ("What is <image>?", "Hello.", "And <image> or <image>?")
+    images = [
+        Image.new("RGB", size, colour) for size, colour in (((90, 60), "teal"), ((60, 60), "red"), ((9, 70), "blue"))
+    ]
+    rows, expected = [], []
+    for text in texts:
+        inputs = processor(
+            text=text, images=[images.pop(0) for _ in range(text.count("<image>"))] or None, return_tensors="pt"
+        )
+        embeds = model.get_input_embeddings()(inputs["input_ids"])
+        if "pixel_values" in inputs:
+            features = model.model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
+            embeds[inputs["input_ids"] == model.config.image_token_id] = features.flatten(0, 1).detach()
+        rows.append(embeds)
+        engine.language_model.config._attn_implementation_internal = "eager"
+        with torch.no_grad():
+            expected.append(model.model(**inputs, use_cache=False).last_hidden_state)
+        engine.language_model.config._attn_implementation_internal = "engine"
+    lengths = [row.shape[1] for row in rows]
+    with torch.no_grad():
+        given = engine(
+            inputs_embeds=torch.cat(rows, dim=1),
+            position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
+            use_cache=False,
+            attention_instances=dict.fromkeys(range(2), lengths),
+            return_dict=False,
+        )[0]
+    torch.testing.assert_close(given, torch.cat(expected, dim=1), rtol=0, atol=1e-5)
+
+
+def test_parts_are_found_by_the_names_they_look_for(parts):
+    base = parts[0].model
+    assert base.get_encoder(modality="image") is base.vision_tower and base.language_model is base.get_decoder()
+    assert not any(getattr(module, "is_causal", False) for module in base.vision_tower.modules())
+    layers = [layer.self_attn.layer_idx for layer in base.language_model.layers]
+    assert layers == list(range(len(layers)))
+
+
+def test_they_shard_it(parts):
+    """vLLM's linear layers are split by columns and rows only; others it copies or replaces with its own experts."""
+    config = parts[0].config.text_config
+    linear = {
+        name: style
+        for name, style in config.base_model_tp_plan.items()
+        if name.endswith("_proj") and "experts" not in name
+    }
+    assert linear and set(linear.values()) <= {"colwise", "rowwise"}
+
+
+def test_experts_are_one_module_of_three_dimensional_weights(parts):
+    experts = [module for name, module in parts[0].model.named_modules() if name.endswith(".experts")]
+    config = parts[0].config.text_config
+    assert bool(experts) is bool(getattr(config, "num_experts", 0))
+    for module in experts:
+        width, number = config.moe_intermediate_size, config.num_experts
+        assert module.gate_up_proj.shape == (number, 2 * width, config.hidden_size)
+        assert module.down_proj.shape == (number, config.hidden_size, width)
+
+
+@pytest.mark.parametrize("sizes", [[(60, 90)], [(60, 90), (300, 100)]])
+def test_placeholders_are_found_by_their_replacements(parts, sizes):
+    """An engine encodes each image by itself, and puts its features where the most frequent token of its text is."""
+    model, processor = parts
+    images = [Image.new("RGB", (width, height), "teal") for height, width in sizes]
+    text = "What are " + processor.image_token * len(images) + "?"
+    inputs = processor(text=text, images=images, return_text_replacement_offsets=True, return_tensors="pt")
+    (offsets,) = inputs.pop("text_replacement_offsets")
+    assert [entry["type"] for entry in offsets] == ["image"] * len(images)
+    counts = processor._get_num_multimodal_tokens(image_sizes=sizes)
+    assert sum(counts["num_image_patches"]) == len(inputs["pixel_values"])
+    expanded = text
+    for entry, tokens in zip(offsets, counts["num_image_tokens"], strict=True):
+        ids = torch.tensor(processor.tokenizer.encode(entry["replacement"], add_special_tokens=False))
+        assert ids.mode().values == model.config.image_token_id == processor.image_token_id
+        assert (ids == processor.image_token_id).sum() == tokens
+        # Anything but the token itself, so that it is not found twice.
+        expanded = expanded.replace(
+            processor.image_token, entry["replacement"].replace(processor.image_token, "\0"), 1
+        )
+    expanded = expanded.replace("\0", processor.image_token)
+    assert processor.tokenizer.encode(expanded, add_special_tokens=False) == inputs["input_ids"][0].tolist()
+    with torch.no_grad():
+        together = model.model.get_image_features(inputs["pixel_values"]).pooler_output
+        for image, tiles in zip(images, together.split(counts["num_image_patches"]), strict=True):
+            alone = processor(text=processor.image_token, images=image, return_tensors="pt")["pixel_values"]
+            features = model.model.get_image_features(alone, return_dict=True).pooler_output
+            torch.testing.assert_close(features, tiles, rtol=0, atol=1e-5)
+            assert features.flatten(0, 1).shape[0] % len(alone) == 0
+
+
+def test_the_largest_image_is_counted(parts):
+    _, processor = parts
+    counts = processor._get_num_multimodal_tokens(image_sizes=([10_000, 10_000], [56, 56]))
+    assert counts["num_image_tokens"][0] == max(counts["num_image_tokens"]) == 4 * 10
+    assert processor.image_processor.model_input_names == ["pixel_values"]
+
+
+def test_nothing_is_returned_that_an_engine_would_cut_up(parts):
+    """It splits every key among the images, and passes those that it does not know to the model."""
+    image = Image.new("RGB", (90, 60), "teal")
+    inputs = parts[1](text="<image>", images=image, return_tensors="pt", return_mm_token_type_ids=True)
+    assert set(inputs) == {"input_ids", "attention_mask", "pixel_values", "mm_token_type_ids"}
+
+
+def test_vllm_finds_the_registration():
+    project = tomllib.loads((Path(mm1_hf.__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    module, name = project["project"]["entry-points"]["vllm.general_plugins"]["mm1"].split(":")
+    assert getattr(importlib.import_module(module), name) is mm1_hf.register
