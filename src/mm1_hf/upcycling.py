@@ -55,6 +55,8 @@ def upcycle(model: Model, num_experts: int, **fields: Any) -> Model:
             f"moe_intermediate_size={fields['moe_intermediate_size']}, but copies of the dense layers are "
             f"{dense.intermediate_size} wide. Leave it out."
         )
+    # A dense decoder has none.
+    fields.setdefault("router_aux_loss_coef", MM1TextConfig.router_aux_loss_coef)
     sparse = MM1TextConfig.from_dict({**dense.to_dict(), **fields, "num_experts": num_experts})
     sparse._attn_implementation = dense._attn_implementation
     config = sparse
