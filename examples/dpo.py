@@ -2,7 +2,7 @@
 Teaches a trained MM1 by direct preference optimization (TRL's DPOTrainer) to prefer the right answer in a word to a wrong
 one in many, about one or two pictures.
 
-    python examples/dpo.py --model MODEL --output dpo-mm1
+    python examples/dpo.py --model lora-mm1/merged --output dpo-mm1
 
 Only low-rank updates of the decoder are trained; without them the model is its own reference. What is saved is the whole
 model, the updates merged.

@@ -2,7 +2,7 @@
 Rewards a trained MM1 for right answers about one or two pictures, each measured against the others to the same prompt, by
 group relative policy optimization (TRL's GRPOTrainer).
 
-    python examples/grpo.py --model MODEL --output grpo-mm1
+    python examples/grpo.py --model lora-mm1/merged --output grpo-mm1
 
 Only low-rank updates of the decoder are trained; without them the model is its own reference. What is saved is the whole
 model, the updates merged.

@@ -2,7 +2,7 @@
 Teaches a trained MM1 by Kahneman-Tversky optimization (TRL's KTOTrainer) which answers about one or two pictures are good
 and which are not, each judged by itself.
 
-    python examples/kto.py --model MODEL --output kto-mm1
+    python examples/kto.py --model lora-mm1/merged --output kto-mm1
 
 Only low-rank updates of the decoder are trained; without them the model is its own reference. What is saved is the whole
 model, the updates merged.

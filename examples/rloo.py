@@ -2,7 +2,7 @@
 Rewards a trained MM1 for right answers about one or two pictures, each measured against the mean of the others to the same
 prompt, by REINFORCE leave-one-out (TRL's RLOOTrainer).
 
-    python examples/rloo.py --model MODEL --output rloo-mm1
+    python examples/rloo.py --model lora-mm1/merged --output rloo-mm1
 
 Only low-rank updates of the decoder are trained; without them the model is its own reference. What is saved is the whole
 model, the updates merged.

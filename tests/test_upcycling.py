@@ -72,6 +72,9 @@ def test_an_mm1_is_upcycled_as_a_whole():
     text_config = sparse.config.text_config
     assert sparse.model.language_model.config._attn_implementation == text_config._attn_implementation == "eager"
     assert (text_config.num_experts, text_config.router_aux_loss_coef) == (8, 0.02)
+    # A dense decoder has no weight of its own to hand on.
+    assert config.text_config.router_aux_loss_coef == 0.0
+    assert upcycle(dense, 2).config.text_config.router_aux_loss_coef == 0.01
     # The plans are those of a sparse decoder.
     assert text_config.base_model_ep_plan and "layers.*.mlp.experts" in text_config.base_model_tp_plan
     assert sparse.generation_config.max_new_tokens == 7

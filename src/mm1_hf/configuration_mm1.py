@@ -194,7 +194,8 @@ class MM1TextConfig(PreTrainedConfig):
             dropped. MM1 leaves it open; AXLearn's default is 2.0.
         output_router_logits (`bool`, defaults to `False`):
             Whether outputs carry `router_logits` also where no loss is computed.
-        router_aux_loss_coef (`float`, defaults to 0.01): weight of the load-balancing loss (MM1, section 4.3).
+        router_aux_loss_coef (`float`, defaults to 0.01):
+            weight of the load-balancing loss (MM1, section 4.3); 0 in a dense decoder, whatever is given.
         router_z_loss_coef (`float`, defaults to 0.001): weight of the router's z-loss (MM1, section 4.3).
         aux_loss_reduction (`str`, defaults to `"sum"`): whether both are summed or averaged over the sparse layers.
         z_loss_coef (`float`, defaults to 0.0):
@@ -315,6 +316,8 @@ class MM1TextConfig(PreTrainedConfig):
         kwargs.pop("base_model_ep_plan", None)
         if not self.num_experts:
             absent.append(".mlp.experts")
+            # TRL's trainers take any other for a sign of experts, and fail for want of them.
+            self.router_aux_loss_coef = 0.0
             self.base_model_ep_plan = None  # ty: ignore[invalid-attribute-access] -- read from the instance
         elif self.moe_layer_period == 1:
             absent += [".mlp.gate_proj", ".mlp.up_proj", ".mlp.down_proj"]

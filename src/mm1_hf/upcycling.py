@@ -56,6 +56,8 @@ def upcycle(model: Model, num_experts: int, *, noise: float = 0.0, **fields: Any
             f"moe_intermediate_size={fields['moe_intermediate_size']}, but copies of the dense layers are "
             f"{dense.intermediate_size} wide. Leave it out."
         )
+    # A dense decoder has none.
+    fields.setdefault("router_aux_loss_coef", MM1TextConfig.router_aux_loss_coef)
     upcycled = _with_decoder(model, dense, {**fields, "num_experts": num_experts})
     weights = model.state_dict()
     upcycled.load_state_dict(weights | _experts(weights, upcycled), strict=False)

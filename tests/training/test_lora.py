@@ -82,7 +82,8 @@ def train(model, batch: dict[str, torch.Tensor], image_token_id: int) -> list[fl
 
 @pytest.mark.parametrize(("decoder", "preset"), CASES)
 def test_presets_train_what_they_name(base_folder, decoder, preset):
-    adapted = get_peft_model(load(base_folder(decoder)), lora_config(load(base_folder(decoder)), preset, r=4))
+    base = load(base_folder(decoder))
+    adapted = get_peft_model(base, lora_config(base, preset, r=4))
     trained = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
     assert all(".lora_" in name or ".connector." in name for name in trained)
     updates = [name for name in trained if name.endswith(".lora_A.default.weight")]

@@ -3,6 +3,7 @@ TRL's preference and reward trainers, as they are: every row is judged with its 
 flat. The oracle is each row alone, in text spelled out here.
 """
 
+import copy
 import re
 from collections.abc import Sequence
 
@@ -12,10 +13,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tiny import tiny_mm1
+from tiny import byte_tokenizer, tiny_mm1, tiny_vision
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, RLOOConfig, RLOOTrainer
 
-from mm1_hf import MM1ForConditionalGeneration, MM1Processor
+from mm1_hf import (
+    MM1ConnectorConfig,
+    MM1ForConditionalGeneration,
+    MM1Processor,
+    MM1TextConfig,
+    MM1TextForCausalLM,
+    assemble,
+)
 from mm1_hf.training.lora import lora_config
 
 
@@ -29,6 +38,7 @@ BETA = 0.3
 def model_folder(tmp_path_factory) -> str:
     model, processor = tiny_mm1()
     # 1 to 5 tiles.
+    processor.image_processor.image_splitting = "dynamic"
     processor.image_processor.min_tiles, processor.image_processor.max_tiles = 1, 4
     folder = tmp_path_factory.mktemp("model")
     model.save_pretrained(folder)
@@ -233,3 +243,40 @@ def test_rewards_are_earned_with_one_s_own_images(method, prompts, tiles, model_
         assert torch.isfinite(trainer.compute_loss(policy, part))
         seen += of_part
     assert sorted(seen) == sorted([*prompts, *prompts])
+
+
+@pytest.mark.parametrize("experts", [0, 4])
+def test_the_own_decoder_s_experts_are_balanced_where_there_are_any(experts, tmp_path):
+    torch.manual_seed(0)
+    decoder = MM1TextForCausalLM(
+        MM1TextConfig(
+            vocab_size=257,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_experts=experts,
+            router_aux_loss_coef=0.5,
+            eos_token_id=256,
+        )
+    )
+    connector = MM1ConnectorConfig(num_tokens=4, hidden_size=32)
+    model, processor = assemble(tiny_vision(), decoder, connector, tokenizer=byte_tokenizer(), verbose=False)
+    answers = {"chosen": messages("assistant", ANSWERS[0]), "rejected": messages("assistant", ANSWERS[1])}
+    trainer = DPOTrainer(
+        model=model,
+        ref_model=copy.deepcopy(model),
+        args=arguments(DPOConfig, tmp_path, max_length=None),
+        train_dataset=datasets.Dataset.from_list([{**row, **answers} for row in rows((0, 1))]),
+        processing_class=processor,
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    balance = torch.tensor(0.0)
+    if experts:
+        inputs = {key: batch[key] for key in ("input_ids", "pixel_values", "attention_mask")}
+        outputs = MM1ForConditionalGeneration.forward(model, **inputs, output_router_logits=True)
+        balance = load_balancing_loss_func(outputs.router_logits, experts, 2, batch["attention_mask"])
+    # Policy and reference are equal.
+    expected = torch.tensor(2.0).log() + 0.5 * balance
+    torch.testing.assert_close(trainer.compute_loss(model, batch), expected, rtol=1e-4, atol=1e-4)
