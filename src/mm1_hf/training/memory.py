@@ -130,8 +130,11 @@ def device_memory(
     The memory of one device in mixed precision: float32 weights, gradients and optimizer states, computing in bfloat16.
 
     Args:
+        config: the model's.
         row: what a device holds in one pass.
+        layout: how the model lies on the devices.
         optimizer: the recipe's `optim`, `"adamw_torch"` or `"adafactor"`.
+        gradient_checkpointing: whether each layer's activations are computed again in the backward pass.
         frozen: parts without gradients and states: `"encoder"`, `"connector"`, `"decoder"`.
 
     Raises:
@@ -144,7 +147,12 @@ def device_memory(
 def state_memory(
     config: MM1Config, layout: Layout, optimizer: str = "adamw_torch", frozen: Collection[str] = ()
 ) -> DeviceMemory:
-    """[`device_memory`] without activations."""
+    """
+    [`device_memory`] without activations.
+
+    Args:
+        config, layout, optimizer, frozen: see there.
+    """
     with torch.device("meta"), no_init_weights():
         model = MM1ForConditionalGeneration(config)
     freeze(model, frozen)
@@ -186,6 +194,10 @@ def rank_shapes(model: MM1ForConditionalGeneration, layout: Layout) -> dict[str,
     """
     The shape of each weight on one rank under tensor and expert parallelism, by the model's plans, before FSDP2 shards it.
 
+    Args:
+        model: on any device, the meta device too.
+        layout: how it lies on the devices.
+
     Raises:
         ValueError: the layout does not divide what it splits.
     """
@@ -208,6 +220,12 @@ def rank_shapes(model: MM1ForConditionalGeneration, layout: Layout) -> dict[str,
 
 def check_layout(config: MM1Config, layout: Layout) -> None:
     """
+    Checks that a layout divides what it splits.
+
+    Args:
+        config: the model's.
+        layout: how it is to lie on the devices.
+
     Raises:
         ValueError: the layout does not divide what it splits.
     """
@@ -352,6 +370,7 @@ def activation_peak(
     each phase's peak grows with their number.
 
     Args:
+        config, row, layout, gradient_checkpointing, frozen: see [`device_memory`]; unset, the layout is one device.
         autocast: compute in bfloat16; else in float32.
 
     Raises:

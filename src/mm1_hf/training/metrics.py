@@ -54,7 +54,12 @@ class TargetLosses:
 
     @contextmanager
     def of(self, model: PreTrainedModel) -> Generator[None]:
-        """Takes the place of the loss function of `model`."""
+        """
+        Takes the place of a model's loss function.
+
+        Args:
+            model: whose.
+        """
         replaced = model.loss_function
         model.loss_function = self
         try:
@@ -202,6 +207,7 @@ def period_flops(config: MM1Config, totals: Mapping[str, torch.Tensor], frozen: 
     size that they had.
 
     Args:
+        config: the model's.
         totals: of [`PeriodSums.total`].
         frozen: the parts that are not trained.
     """

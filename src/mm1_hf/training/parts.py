@@ -51,7 +51,12 @@ def freeze(model: nn.Module, parts: Iterable[str]) -> None:
 
 
 def frozen_parts(model: nn.Module) -> set[str]:
-    """The parts of which less than half of the weights is trained, such as those that only have adapters."""
+    """
+    The parts of which less than half of the weights is trained, such as those that only have adapters.
+
+    Args:
+        model: an MM1, or what PEFT made of one.
+    """
     trained, whole = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
     for name, weight in model.named_parameters():
         whole[part_of(name)] += weight.numel()

@@ -59,7 +59,13 @@ class Budget:
         yield "loss tokens, about", self.targets, self.positions - 1
 
     def mean(self, with_images: float, without: float) -> float:
-        """Of a row."""
+        """
+        What a row has of something in the mean.
+
+        Args:
+            with_images: what a row with images has.
+            without: what a row of text has.
+        """
         return self.image_share * with_images + (1 - self.image_share) * without
 
 
@@ -68,6 +74,7 @@ def token_budget(stage: Recipe, config: MM1Config) -> Budget:
     The token budget of a recipe.
 
     Args:
+        stage: the recipe.
         config: the model's, whose connector says how many tokens a tile makes.
     """
     data, mixture = stage.data, stage.data.mixture
@@ -106,6 +113,7 @@ def plan(
     A stage of the paper's training of a preset, planned, as text for a terminal.
 
     Args:
+        preset: its name.
         gpus: devices.
         stage: `"pretrain"`, `"continual"` or `"sft"`.
         tp: ranks of a tensor-parallel group; unset, the most of 8, 4 and 2 that divide.

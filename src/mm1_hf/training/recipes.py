@@ -103,7 +103,12 @@ class Recipe:
     data: DataSettings
 
     def configure(self, model: PreTrainedModel) -> None:
-        """Sets what a model's configuration, not `TrainingArguments`, holds of the recipe: its softmax z-loss."""
+        """
+        Sets what a model's configuration, not `TrainingArguments`, holds of the recipe: its softmax z-loss.
+
+        Args:
+            model: to be trained.
+        """
         model.config.z_loss_coef = self.z_loss_coef
 
     def training_arguments(
