@@ -13,11 +13,16 @@ from PIL import Image
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def test_image_processing(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
-    spec = importlib.util.spec_from_file_location("image_processing", BENCHMARKS / "image_processing.py")
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
+    return benchmark
+
+
+def test_image_processing(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    benchmark = load("image_processing")
     monkeypatch.setattr(benchmark, "TILE_SIDES", (28, 56))
     monkeypatch.setattr(benchmark, "MEGAPIXELS", (0.01, 0.02))
     # It sets one thread for the whole process.
@@ -44,3 +49,15 @@ def test_image_processing(tmp_path, monkeypatch):
             ratio = speeds["floor"] / speeds[name]
             assert row["times_the_floor"][name] == pytest.approx(ratio, rel=0.02, abs=0.02)
     assert Image.open(output.with_suffix(".png")).width > 500
+
+
+def test_a_large_image_costs_the_memory_of_its_tiles(tmp_path, monkeypatch):
+    output = tmp_path / "results" / "tile_memory.json"
+    monkeypatch.setattr(sys, "argv", ["tile_memory.py", "--output", str(output)])
+    load("tile_memory").main()
+    result = json.loads(output.read_text())
+    assert {"hardware", "python", "torch", "transformers", "commit"} <= set(result)
+    encoder, step = result["results"]["encoder and connector"], result["results"]["whole step"]
+    assert encoder["flat"] <= 1.2
+    assert encoder["padded"] == pytest.approx(320 / 41, rel=0.1)
+    assert step["balanced"] <= 1.2 < step["one batch"]
