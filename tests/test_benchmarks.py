@@ -14,11 +14,16 @@ from tiny import byte_tokenizer
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def test_image_processing(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
-    spec = importlib.util.spec_from_file_location("image_processing", BENCHMARKS / "image_processing.py")
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
+    return benchmark
+
+
+def test_image_processing(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    benchmark = load("image_processing")
     monkeypatch.setattr(benchmark, "TILE_SIDES", (28, 56))
     monkeypatch.setattr(benchmark, "MEGAPIXELS", (0.01, 0.02))
     # It sets one thread for the whole process.
@@ -48,9 +53,7 @@ def test_image_processing(tmp_path, monkeypatch):
 
 
 def test_sft_packing(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("sft_packing", BENCHMARKS / "sft_packing.py")
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load("sft_packing")
     monkeypatch.setattr(benchmark, "load_decoder", lambda: (None, byte_tokenizer()))
     monkeypatch.setattr(benchmark, "KINDS", ((0.5, 1, 3), (0.5, 5, 20)))
     output = tmp_path / "results" / "sft_packing.json"
@@ -71,3 +74,15 @@ def test_sft_packing(tmp_path, monkeypatch):
     assert set(speeds) == {"TRL, padded", "mm1_hf, packed"} and min(speeds.values()) > 0
     assert result["times_trl"] == pytest.approx(speeds["mm1_hf, packed"] / speeds["TRL, padded"])
     assert {"hardware", "python", "torch", "trl", "commit"} <= set(result)
+
+
+def test_a_large_image_costs_the_memory_of_its_tiles(tmp_path, monkeypatch):
+    output = tmp_path / "results" / "tile_memory.json"
+    monkeypatch.setattr(sys, "argv", ["tile_memory.py", "--output", str(output)])
+    load("tile_memory").main()
+    result = json.loads(output.read_text())
+    assert {"hardware", "python", "torch", "transformers", "commit"} <= set(result)
+    encoder, step = result["results"]["encoder and connector"], result["results"]["whole step"]
+    assert encoder["flat"] <= 1.2
+    assert encoder["padded"] == pytest.approx(320 / 41, rel=0.1)
+    assert step["balanced"] <= 1.2 < step["one batch"]

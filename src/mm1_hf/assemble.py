@@ -22,10 +22,10 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from .configuration_mm1 import ConnectorType, MM1Config, MM1ConnectorConfig, vision_grid_size
-from .connectors import interpolate_grid
 from .image_processing_mm1 import MM1ImageProcessor
 from .modeling_mm1 import MM1ForConditionalGeneration
 from .processing_mm1 import MM1Processor
+from .vision import resize_positions
 
 
 IMAGE_TOKEN = "<image>"
@@ -234,15 +234,12 @@ def _fit_vision(
                 f"image_size={image_size} is not a multiple of the encoder's patch, {model.config.patch_size}."
             )
         new_grid = image_size // model.config.patch_size
-        for name, weight in weights.items():
-            if re.search(r"embeddings\.position_embedding(s|\.weight)$", name):
-                table = weight.squeeze(0)
-                prefix = table.shape[0] - grid**2
-                interpolated = torch.cat([table[:prefix], interpolate_grid(table[prefix:], new_grid, new_grid)])
-                weights[name] = interpolated.view(*weight.shape[:-2], *interpolated.shape)
-                notes.append(
-                    f"image encoder: position embeddings interpolated from {grid} x {grid} to {new_grid} x {new_grid}"
-                )
+        resized = resize_positions(weights, grid, new_grid)
+        if any(resized[name].shape != weight.shape for name, weight in weights.items()):
+            notes.append(
+                f"image encoder: position embeddings interpolated from {grid} x {grid} to {new_grid} x {new_grid}"
+            )
+        weights = resized
     fields = {name: value for name, value in model.config.to_dict().items() if name not in _LAYER_DEPENDENT_FIELDS}
     fields.update(num_hidden_layers=used, image_size=image_size or model.config.image_size)
     # Weights that only pre-training of the encoder reads: no loss would reach them.

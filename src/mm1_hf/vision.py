@@ -3,6 +3,7 @@ position embeddings that follow the resolution."""
 
 import copy
 import inspect
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -98,6 +99,25 @@ def encode(
     if final_norm and isinstance(tower, CLIPVisionModel):
         features = tower.post_layernorm(features)
     return outputs, features
+
+
+def resize_positions(weights: dict[str, torch.Tensor], grid: int, new_grid: int) -> dict[str, torch.Tensor]:
+    """
+    An encoder's weights with its table of positions interpolated to another resolution; rotary positions need none.
+
+    Args:
+        weights: by name.
+        grid: patches along one side of the table; those of class and register tokens stay as they are.
+        new_grid: likewise, of the new one.
+    """
+    resized = dict(weights)
+    for name, weight in weights.items():
+        if re.search(r"embeddings\.position_embedding(s|\.weight)$", name):
+            table = weight.squeeze(0)
+            prefix = table.shape[0] - grid**2
+            table = torch.cat([table[:prefix], interpolate_grid(table[prefix:], new_grid, new_grid)])
+            resized[name] = table.view(*weight.shape[:-2], *table.shape)
+    return resized
 
 
 def normalize_levels(

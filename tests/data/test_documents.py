@@ -5,7 +5,6 @@ import logging
 import pickle
 import random
 import threading
-from contextlib import nullcontext
 from io import BytesIO
 
 import pytest
@@ -164,12 +163,6 @@ def test_what_is_left_out_is_counted_by_source_and_reason(caplog):
         "web": {"seen": 4, "dropped": {"corrupt image": 2, "no text": 1}, "share": 0.75},
         "books": {"seen": 2, "dropped": {}, "share": 0.0},
     }
-    drops.end("books")
-    with pytest.raises(
-        ValueError, match=r"Of the 4 records of web .* 3 were left out \(corrupt image 2, no text 1\)"
-    ) as e:
-        drops.end("web")
-    assert "One of them: corrupt image: record 0" in str(e.value) and not isinstance(e.value, Unusable)
     assert len(caplog.records) == 2, "one example for each reason"
 
 
@@ -192,12 +185,16 @@ def test_too_many_stop_the_run(outcomes, stopped):
     assert found == stopped if stopped is not None else 5000 < found < 10_000
 
 
-def test_the_end_of_a_source_is_judged_exactly():
-    for number, is_stopped in ((10, False), (11, True)):
-        drops = Drops()
-        assert read(drops, [*[None] * (200 - number), *["no text"] * number]) == 200
-        with pytest.raises(ValueError, match="Of the 200 records") if is_stopped else nullcontext():
-            drops.end("web")
+def test_what_stops_the_run_says_what_was_wrong():
+    drops = Drops(min_seen=4)
+    with pytest.raises(
+        ValueError, match=r"Of the 4 records of web .* 3 were left out \(corrupt image 2, no text 1\)"
+    ) as e:
+        for number, reason in enumerate(["corrupt image", "no text", "corrupt image", None]):
+            drops.seen("web")
+            if reason:
+                drops.drop("web", Unusable(reason, f"record {number}"))
+    assert "One of them: corrupt image: record 0" in str(e.value) and not isinstance(e.value, Unusable)
 
 
 def test_many_readers_do_not_stop_over_bad_luck():

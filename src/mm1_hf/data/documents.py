@@ -126,12 +126,12 @@ class Drops:
     Counts the records that are left out, by source and reason, and stops where they are too many. The first record of each
     reason is logged as a warning.
 
-    While a source is read, its share has to be above the limit by four standard deviations: many readers with a few records
-    each would otherwise stop a run over bad luck. At its end the limit is exact.
+    A source's share has to be above the limit by four standard deviations: many readers with a few records each would
+    otherwise stop a run over bad luck.
 
     Args:
         max_share: of a source's records that may be left out.
-        min_seen: records of a source before it is judged, unless it ends earlier.
+        min_seen: records of a source before it is judged.
 
     Raises:
         ValueError: `max_share` is not a share.
@@ -178,18 +178,6 @@ class Drops:
             logger.warning(f"A record of {source} is left out: {why} (further ones of this reason are only counted)")
         if self._seen[source] >= self.min_seen:
             self._judge(source)
-
-    def end(self, source: str) -> None:
-        """
-        `source` has no more records.
-
-        Args:
-            source: its name.
-
-        Raises:
-            ValueError: too many of them were left out.
-        """
-        self._judge(source, deviations=0)
 
     def merge(self, other: "Drops") -> None:
         """
@@ -238,8 +226,8 @@ class Drops:
     def _share(self, source: str) -> float:
         return sum(self._dropped.get(source, {}).values()) / max(self._seen[source], 1)
 
-    def _judge(self, source: str, deviations: int = 4) -> None:
-        chance = deviations * math.sqrt(self.max_share * (1 - self.max_share) / max(self._seen[source], 1))
+    def _judge(self, source: str) -> None:
+        chance = 4 * math.sqrt(self.max_share * (1 - self.max_share) / self._seen[source])
         if self._share(source) <= self.max_share + chance:
             return
         counts = ", ".join(f"{reason} {number}" for reason, number in self._dropped[source].most_common())

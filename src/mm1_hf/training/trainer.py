@@ -11,21 +11,23 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from mm1_hf.data.mixture import SOURCES_KEY
 from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration, num_experts
+from mm1_hf.training.balancing import BalancedTrainer
 from mm1_hf.training.metrics import PeriodSums, StepClock, TargetLosses, period_flops, period_logs
 from mm1_hf.training.parts import frozen_parts, parameter_groups
 from mm1_hf.training.streams import MixtureTrainer
 
 
-class MM1Trainer(MixtureTrainer):
+class MM1Trainer(BalancedTrainer, MixtureTrainer):
     """
-    [`MixtureTrainer`] whose optimizer has a learning rate for each part, and which logs how training goes.
+    [`MixtureTrainer`] and [`BalancedTrainer`] whose optimizer has a learning rate for each part, and which logs how training
+    goes.
 
     With every training loss it logs, over all ranks and since the last time: `tokens_per_second`, padding left out;
     `images_per_second`, or `tiles_per_second` where the processor splits images; `mfu` where the peak is given; and what
     [`mm1_hf.training.metrics.period_logs`] lists. Time spent on evaluation and checkpoints does not count.
 
     Args:
-        args, kwargs: those of `Trainer`.
+        args, kwargs: those of `Trainer`, and `example_sizes` and `max_tiles` of [`BalancedTrainer`].
         learning_rates: of the parts that differ from the arguments' `learning_rate`.
         source_names:
             the sources of a batch's `sources`, `(batch,)`, in the order of their numbers; -1 there stands for none of
