@@ -10,6 +10,7 @@ take as many rows at once as hold `--positions` positions when full, so that the
 """
 
 import argparse
+import copy
 import json
 import platform
 import statistics
@@ -24,7 +25,14 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
 from trl import SFTConfig, SFTTrainer
 
 from mm1_hf import MM1ConnectorConfig, assemble
@@ -54,10 +62,11 @@ def conversations(number: int, side: int) -> datasets.Dataset:
     return datasets.Dataset.from_list(rows, features=features)
 
 
-def build(side: int, tokens: int, width: int, layers: int) -> tuple[Any, Any]:
-    """An MM1 with new weights and SmolLM2's tokenizer."""
+def build(tokenizer: PreTrainedTokenizerBase, side: int, tokens: int, width: int, layers: int) -> tuple[Any, Any]:
+    """An MM1 with new weights."""
     torch.manual_seed(0)
-    _, tokenizer = load_decoder()
+    # It gets new tokens.
+    tokenizer = copy.deepcopy(tokenizer)
     sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 32}
     vision = CLIPVisionModel(CLIPVisionConfig(image_size=side, patch_size=14, intermediate_size=4 * width, **sizes))
     decoder = LlamaForCausalLM(
@@ -81,9 +90,8 @@ class Clock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def samples_per_second(kind: type, data: datasets.Dataset, model_settings: dict[str, int], **fields: Any) -> float:
+def samples_per_second(kind: type, data: datasets.Dataset, model: Any, processor: Any, **fields: Any) -> float:
     """Of one pass over the data, its data loading included."""
-    model, processor = build(**model_settings)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         arguments = SFTConfig(
@@ -123,7 +131,8 @@ def main() -> None:
     datasets.disable_progress_bars()
     model_settings = {"side": 112, "tokens": 16, "width": options.width, "layers": options.layers}
     data = conversations(options.samples, model_settings["side"])
-    _, processor = build(**model_settings)
+    _, tokenizer = load_decoder()
+    _, processor = build(tokenizer, **model_settings)
     lengths = [
         len(processor.apply_chat_template(row["messages"], tokenize=True, return_dict=True)["input_ids"][0])
         + model_settings["tokens"] * len(row["images"])
@@ -146,7 +155,8 @@ def main() -> None:
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.rounds):
         for name, (kind, fields) in ways.items():
-            speeds[name].append(samples_per_second(kind, data, model_settings, **fields))
+            model, processor = build(tokenizer, **model_settings)
+            speeds[name].append(samples_per_second(kind, data, model, processor, **fields))
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     result = {

@@ -1,8 +1,10 @@
 """Conversations as examples and packed rows: the same tokens, labels and pixels as the collator's."""
 
 import base64
+import pickle
 import re
 
+import numpy as np
 import pytest
 import torch
 from conversations import assistant, conversations, user
@@ -82,6 +84,18 @@ def test_a_chat_that_cannot_be_an_example_says_why(record, room, reason, process
     assert re.match(reason, str(refused))
 
 
+def test_one_chat_that_the_template_refuses_does_not_spoil_the_others(processor):
+    video = {"messages": [user([{"type": "video", "text": "v"}]), assistant("a")]}
+    records = [RECORDS["no image"], RECORDS["one image"], video, RECORDS["prompt"], {"messages": [user("q")]}]
+    encoder = ChatEncoder(processor, 2048)
+    encoded = encoder.encode([LAYOUTS["chat"](record, f"r{index}") for index, record in enumerate(records)])
+    assert "r2: MM1 reads content parts of type" in str(encoded[2]) and "r4 has no assistant" in str(encoded[4])
+    for index in (0, 1, 3):
+        ((alone,),) = encoder.encode([LAYOUTS["chat"](records[index], "r")])
+        assert np.array_equal(encoded[index][0].input_ids, alone.input_ids)
+        assert np.array_equal(encoded[index][0].learned, alone.learned)
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -159,6 +173,13 @@ def test_every_conversation_is_in_one_row_with_its_images(processor):
         batch = MM1Collator(processor)([dataset[number]])
         assert torch.equal(ids, batch["input_ids"][0]) and torch.equal(labels, batch["labels"][0])
         assert not tiles if "pixel_values" not in batch else torch.equal(torch.stack(tiles), batch["pixel_values"])
+
+
+def test_a_packed_data_set_travels_to_data_workers(processor):
+    packed = PackedDataset(conversations(6), ChatEncoder(processor, 160))
+    there = pickle.loads(pickle.dumps(packed))
+    for own, other in zip(packed, there, strict=True):
+        assert own.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in own.items())
 
 
 def test_a_record_that_fits_no_row_is_named(processor):

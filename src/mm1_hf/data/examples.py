@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 
-from mm1_hf.data.chats import Chat, place_images, require_generation_marks
+from mm1_hf.data.chats import Chat, Message, place_images, require_generation_marks
 from mm1_hf.data.collation import without_first_turns
 from mm1_hf.data.documents import Document, ImagePart, Unusable
 from mm1_hf.image_processing_mm1 import MM1ImageProcessor
@@ -295,33 +295,48 @@ class ChatEncoder(ExampleEncoder):
         Returns:
             For every one its examples, or why it cannot be used.
         """
+        chats = [document for document in documents if isinstance(document, Chat)]
+        encoded = iter(self._encode_chats(chats))
         others = iter(super().encode([document for document in documents if not isinstance(document, Chat)]))
-        encoded: list[list[Example] | Unusable] = []
-        for document in documents:
-            if not isinstance(document, Chat):
-                encoded.append(next(others))
-                continue
-            try:
-                encoded.append([self._example_of(document)])
-            except Unusable as reason:
-                encoded.append(reason)
-        return encoded
+        return [next(encoded) if isinstance(document, Chat) else next(others) for document in documents]
 
-    def _example_of(self, chat: Chat) -> Example:
-        sizes = [image.size() for image in chat.images]
-        # Arrays of these sizes that take no memory.
-        blanks = [np.broadcast_to(np.uint8(0), size) for size in sizes]
-        messages = [{**message, "content": [dict(part) for part in message["content"]]} for message in chat.messages]
+    def _encode_chats(self, chats: list[Chat]) -> list[list[Example] | Unusable]:
+        encoded: dict[int, list[Example] | Unusable] = {}
+        sizes: dict[int, list[tuple[int, int]]] = {}
+        for index, chat in enumerate(chats):
+            try:
+                sizes[index] = [image.size() for image in chat.images]
+            except Unusable as reason:
+                encoded[index] = reason
+        tokens = self._chat_tokens([_blank(chats[index], found) for index, found in sizes.items()])
+        for (index, found), result in zip(sizes.items(), tokens, strict=True):
+            chat = chats[index]
+            try:
+                if isinstance(result, Exception):
+                    raise Unusable("no chat of this template", f"{chat.name}: {result}")
+                encoded[index] = [self._example_of(chat, found, *result)]
+            except Unusable as reason:
+                encoded[index] = reason
+        return [encoded[index] for index in range(len(chats))]
+
+    def _chat_tokens(self, chats: list[list[Message]]) -> list[tuple[list[int], list[int]] | Exception]:
+        """The ids of each chat and which of them the assistant writes, or why there are none."""
+        if not chats:
+            return []
         try:
             batch = self._layouts_only.apply_chat_template(
-                [place_images(messages, blanks, chat.name)],
-                tokenize=True,
-                return_dict=True,
-                return_assistant_tokens_mask=True,
+                chats, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
             )
         except (ValueError, TemplateError) as error:
-            raise Unusable("no chat of this template", f"{chat.name}: {error}") from error
-        input_ids = np.array(batch["input_ids"][0], dtype=np.int32)
+            if len(chats) == 1:
+                return [error]
+            # One spoils them all: by halves it is found.
+            half = len(chats) // 2
+            return self._chat_tokens(chats[:half]) + self._chat_tokens(chats[half:])
+        return list(zip(batch["input_ids"], batch["assistant_masks"], strict=True))
+
+    def _example_of(self, chat: Chat, sizes: list[tuple[int, int]], ids: list[int], written: list[int]) -> Example:
+        input_ids = np.array(ids, dtype=np.int32)
         if len(input_ids) > self.sequence_length or len(sizes) > self.max_images:
             raise Unusable(
                 "chat longer than a row",
@@ -329,8 +344,7 @@ class ChatEncoder(ExampleEncoder):
                 f"{self.sequence_length} and {self.max_images}. Images are never cut: leave it out, split its images into "
                 "fewer tiles, or allow longer rows",
             )
-        written = torch.tensor(batch["assistant_masks"]).bool()
-        learned = without_first_turns(written, [chat.given_turns])[0].numpy()
+        learned = without_first_turns(torch.tensor([written]).bool(), [chat.given_turns])[0].numpy()
         learned &= input_ids != self.processor.image_token_id
         learned[0] = False
         if not learned.any():
@@ -344,3 +358,9 @@ class ChatEncoder(ExampleEncoder):
             begins=True,
             name=chat.name,
         )
+
+
+def _blank(chat: Chat, sizes: list[tuple[int, int]]) -> list[Message]:
+    """A chat's turns with arrays of its images' sizes in their places, which take no memory."""
+    messages = [{**message, "content": [dict(part) for part in message["content"]]} for message in chat.messages]
+    return place_images(messages, [np.broadcast_to(np.uint8(0), size) for size in sizes], chat.name)

@@ -37,7 +37,7 @@ class PackedDataset(Dataset):
         *,
         layout: str = "chat",
         seed: int = 0,
-        window: int = 4096,
+        window: int = 1024,
     ):
         self.dataset, self.encoder, self.layout = dataset, encoder, LAYOUTS[layout]
         features = undecoded(dataset.features)
@@ -48,7 +48,7 @@ class PackedDataset(Dataset):
         waiting: list[tuple[int, Example]] = []
         for start in range(0, len(order), window):
             indices = order[start : start + window]
-            pool = [*waiting, *((index, self._example(index)) for index in indices)]
+            pool = [*waiting, *zip(indices, self._examples(indices), strict=True)]
             last = start + window >= len(order)
             packing = pack(
                 [len(example.input_ids) for _, example in pool],
@@ -60,18 +60,21 @@ class PackedDataset(Dataset):
             self.rows += [[pool[item] for item in row] for row in packing.rows]
             waiting = [pool[item] for item in packing.left]
 
-    def _example(self, index: int) -> Example:
-        """A record's example without its images, which are not to stay in memory."""
-        name = f"record {index}"
+    def _examples(self, indices: list[int]) -> list[Example]:
+        """The records' examples without their images, which are not to stay in memory."""
         try:
-            (encoded,) = self.encoder.encode([self.layout(self.dataset[index], name)])
-            if isinstance(encoded, Unusable):
-                raise encoded
+            documents = [self.layout(self.dataset[index], f"record {index}") for index in indices]
+            examples = []
+            for encoded in self.encoder.encode(documents):
+                if isinstance(encoded, Unusable):
+                    raise encoded
+                example, *rest = encoded
+                if rest:
+                    raise Unusable("text longer than a row", f"{example.name} is cut into {len(encoded)} pieces")
+                examples.append(replace(example, images=()))
         except Unusable as reason:
             raise ValueError(f"The data set cannot be packed: {reason}.") from reason
-        if len(encoded) > 1:
-            raise ValueError(f"The data set cannot be packed: {name} is longer than a row.")
-        return replace(encoded[0], images=())
+        return examples
 
     def __len__(self) -> int:
         return len(self.rows)
