@@ -13,6 +13,7 @@ from transformers.utils import logging
 from mm1_hf.data.examples import ExampleEncoder
 from mm1_hf.data.mixture import Mixture, Source, Unit
 from mm1_hf.data.readers import read
+from mm1_hf.processing_mm1 import MM1Processor
 from mm1_hf.training.parallel import distributed_config
 from mm1_hf.training.parts import freeze
 from mm1_hf.training.recipes import Recipe, Stage, recipe
@@ -162,6 +163,38 @@ def build_recipe(settings: PretrainingSettings, model: Any) -> Recipe:
     )
 
 
+def build_mixture(settings: PretrainingSettings, stage: Recipe, processor: MM1Processor) -> Mixture:
+    """
+    The data of a run, not yet split among devices.
+
+    Args:
+        settings: the run's.
+        stage: its recipe, as [`build_recipe`] makes it.
+        processor: the model's own; it is set to split images as the recipe does.
+
+    Raises:
+        ValueError: settings that do not fit each other or the data.
+    """
+    processor.image_processor.image_splitting = stage.data.image_splitting
+    return Mixture(
+        [
+            Source(
+                name,
+                read(source.path, source.layout, split=source.split, streaming=source.streaming),
+                source.layout,
+                stage.data.mixture[name],
+            )
+            for name, source in settings.sources.items()
+        ],
+        ExampleEncoder(processor, stage.data.sequence_length, stage.data.max_images),
+        unit=stage.data.unit,
+        seed=settings.seed,
+        lanes=settings.lanes,
+        window=settings.window,
+        max_dropped_share=settings.max_dropped_share,
+    )
+
+
 def build_trainer(settings: PretrainingSettings) -> MM1Trainer:
     """
     The trainer of a run, with its model and its mixture.
@@ -182,26 +215,9 @@ def build_trainer(settings: PretrainingSettings) -> MM1Trainer:
     model = AutoModelForImageTextToText.from_pretrained(settings.model, dtype="float32", **split)
     processor = AutoProcessor.from_pretrained(settings.model)
     stage = build_recipe(settings, model)
-    processor.image_processor.image_splitting = stage.data.image_splitting
     stage.configure(model)
     freeze(model, settings.frozen)
-    mixture = Mixture(
-        [
-            Source(
-                name,
-                read(source.path, source.layout, split=source.split, streaming=source.streaming),
-                source.layout,
-                stage.data.mixture[name],
-            )
-            for name, source in settings.sources.items()
-        ],
-        ExampleEncoder(processor, stage.data.sequence_length, stage.data.max_images),
-        unit=stage.data.unit,
-        seed=settings.seed,
-        lanes=settings.lanes,
-        window=settings.window,
-        max_dropped_share=settings.max_dropped_share,
-    )
+    mixture = build_mixture(settings, stage, processor)
     arguments = stage.training_arguments(
         settings.output_dir, num_devices=num_devices, rows_per_device=settings.rows_per_device
     )
