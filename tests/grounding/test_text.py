@@ -47,8 +47,8 @@ def pictures(draw) -> tuple[int, int, list[Point | Box]]:
 def test_what_is_written_is_found_where_it_stands(format, picture, words):
     height, width, regions = picture
     texts = [format.write(region, height=height, width=width) for region in regions]
-    # Between two regions that touch, formats without closing marks need something.
-    text = words[0] + "".join(f"{written} {word}" for written, word in zip(texts, words[1:], strict=False))
+    # Two points side by side are a box where a format does not close its regions.
+    text = words[0] + "".join(f"{written} and{word}" for written, word in zip(texts, words[1:], strict=False))
     mentions = format.find(text, height=height, width=width)
     assert [text[mention.start : mention.end] for mention in mentions] == texts
     for mention, region, written in zip(mentions, regions, texts, strict=True):

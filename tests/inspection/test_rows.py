@@ -11,6 +11,7 @@ from tiny import tiny_mm1
 
 from mm1_hf.data.collation import IGNORED, MM1Collator
 from mm1_hf.data.documents import Document, ImagePart
+from mm1_hf.inspection.rows import read_tokens
 from mm1_hf.inspection.sources import inspect_chat, inspect_data, inspect_document, inspect_mixture
 from mm1_hf.training.pretraining import build_trainer, load_settings
 
@@ -21,14 +22,14 @@ CHAT = [{"role": "user", "content": "What is (0, 1, 1), it?"}, {"role": "assista
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("model")
-    for part in tiny_mm1():
-        part.save_pretrained(folder)
+    tiny_mm1()[0].save_pretrained(folder)
+    processor().save_pretrained(folder)
     return str(folder)
 
 
 def processor(**settings):
     made = tiny_mm1()[1]
-    for name, value in settings.items():
+    for name, value in ({"image_splitting": "dynamic"} | settings).items():
         setattr(made.image_processor, name, value)
     return made
 
@@ -108,6 +109,14 @@ def test_text_alone_has_no_tiles():
     assert row.images == row.tiles == () and [reading.count("image") for reading in row.readings] == [0, 0]
 
 
+def test_characters_of_several_tokens_are_whole():
+    words = "Schön 猫 \U0001f600!"
+    chat = [*CHAT[:1], {"role": "assistant", "content": words}]
+    (reading,) = inspect_chat(processor(), {"messages": chat}, "a row").readings
+    assert words in texts(reading, "text")
+    assert "\ufffd" not in texts(reading, "text")
+
+
 def test_a_document_is_shown_whole():
     parts = ("one ", ImagePart(picture(100, 50)), " two ", ImagePart(picture(20, 30)), " three")
     row = inspect_document(processor(image_splitting="none"), Document("interleaved", parts, "a page"))
@@ -124,7 +133,8 @@ def settings(saved, tmp_path) -> str:
         datasets.Dataset.from_list(records(kind, 60)).to_parquet(tmp_path / f"{kind}.parquet")
         sources[kind] = {"path": str(tmp_path / f"{kind}.parquet"), "layout": "documents"}
     written = {"model": saved, "output_dir": str(tmp_path / "run"), "sources": sources, "sequence_length": 64}
-    written |= {"batch_size": 4, "rows_per_device": 2, "lanes": 2, "window": 16, "arguments": {"use_cpu": True}}
+    written |= {"batch_size": 4, "rows_per_device": 2, "lanes": 2, "window": 16}
+    written["arguments"] = {"use_cpu": True, "bf16": False}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(written), encoding="utf-8")
     return str(tmp_path / "run.yaml")
 
@@ -209,7 +219,5 @@ def test_placeholders_without_tiles_are_refused():
     broken = {"messages": CHAT, "images": [picture(20, 20)]}
     row = inspect_chat(own, broken, "a row")
     ids = torch.tensor([place.token_id for place in row.readings[0].positions])
-    from mm1_hf.inspection.rows import read_tokens
-
     with pytest.raises(ValueError, match="20 placeholders, and 4 tiles of 4 tokens"):
         read_tokens("mm1", own, ids.tolist(), [IGNORED] * len(ids), [1] * len(ids), 4)

@@ -22,6 +22,7 @@ CHAT = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": A
 @pytest.fixture(scope="module")
 def chat() -> InspectedRow:
     processor = tiny_mm1()[1]
+    processor.image_processor.image_splitting = "dynamic"
     processor.image_processor.position_indicators = "index"
     return inspect_chat(processor, {"messages": CHAT, "images": [Image.new("RGB", (90, 80), "red")]}, "a <row>", "trl")
 
@@ -29,8 +30,6 @@ def chat() -> InspectedRow:
 @pytest.fixture(scope="module")
 def packed() -> InspectedRow:
     encoder = ExampleEncoder(tiny_mm1()[1], 64)
-    encoder.processor.image_processor.image_splitting = "none"
-    encoder = ExampleEncoder(encoder.processor, 64)
     image = ImagePart(Image.new("RGB", (30, 20), "blue"))
     documents = [Document("caption", (image, f"caption {number}"), f"pair {number}") for number in range(2)]
     examples = [example for pieces in encoder.encode(documents) for example in pieces]

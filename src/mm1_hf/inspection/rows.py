@@ -30,7 +30,7 @@ class Position:
 
     Args:
         token_id: the token's.
-        text: what it stands for; half a character is a replacement mark.
+        text: what it stands for. Of a character that takes several tokens, the last one has it.
         label: what the model is to say there, -100 where nothing is learned.
         segment: which example of the row it belongs to, from 1; 0 for padding.
         kind: `"image"` is a placeholder, `"indicator"` the text that says where its tile is.
@@ -188,7 +188,8 @@ def read_tokens(
     tile_of = {place: number // processor.num_image_tokens for number, place in enumerate(places)}
     indicators = _indicators(processor, input_ids, places, segments)
     positions = []
-    for index, (token, label, segment) in enumerate(zip(input_ids, labels, segments, strict=True)):
+    texts = _texts(processor, input_ids)
+    for index, (token, label, segment, text) in enumerate(zip(input_ids, labels, segments, texts, strict=True)):
         kind: Kind = "text"
         if not segment:
             kind = "padding"
@@ -196,9 +197,21 @@ def read_tokens(
             kind = "image"
         elif index in indicators:
             kind = "indicator"
-        text = processor.tokenizer.decode([token])
         positions.append(Position(token, text, label, segment, kind, tile_of.get(index)))
     return Reading(name, tuple(positions))
+
+
+def _texts(processor: MM1Processor, input_ids: Sequence[int]) -> Iterator[str]:
+    waiting: list[int] = []
+    for token in input_ids:
+        waiting.append(token)
+        text = processor.tokenizer.decode(waiting)
+        # No character takes more than four bytes.
+        if text.endswith("\ufffd") and len(waiting) < 4:
+            yield ""
+        else:
+            yield text
+            waiting = []
 
 
 def _indicators(

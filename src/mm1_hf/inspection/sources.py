@@ -163,7 +163,8 @@ def inspect_data(
             raise ValueError(
                 f"TRL's trainers read chats, not documents: leave out layout {layout!r}, or TRL's labels."
             )
-        return inspect_document(processor, LAYOUTS[layout](_record(read(data, layout, split=split), row, data), title))
+        records = read(data, layout, split=split)
+        return inspect_document(processor, LAYOUTS[layout](_record(records, row, data), title))
     record = dict(unwrapped(_record(read_records(data, split=split), row, data), title))
     folder = record.pop(FOLDER, None)
     given = record.pop("image", None) if "images" not in record else record.pop("images")
