@@ -18,7 +18,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .image_inputs import fetch_images, image_shapes, to_uint8_pixels
-from .tiling import ImageLayout, TilingConfig, image_layout, sample_layouts
+from .tiling import ImageLayout, TilingConfig, image_layout, place_in_canvas, sample_layouts
 
 
 # Pillow's filter numbers, which transformers saves, to the modes of torch's interpolate that match them.
@@ -391,9 +391,7 @@ def _draw_tiles(
         batch = pixels.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
         pixels = F.interpolate(batch, size=(height, width), mode=mode, antialias=mode != "nearest-exact")[0]
     tile = tiles.shape[-1]
-    top, left = 0, 0
-    if pad_position == "center":
-        top, left = (layout.rows * tile - height) // 2, (layout.cols * tile - width) // 2
+    top, left = place_in_canvas(layout, tile, pad_position)
     for index, target in enumerate(tiles):
         # The tile's corner in the image, outside of it where there is padding.
         y, x = index // layout.cols * tile - top, index % layout.cols * tile - left

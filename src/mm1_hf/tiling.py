@@ -258,6 +258,23 @@ def sample_layouts(image_sizes: Sequence[tuple[int, int]], config: TilingConfig)
     ]
 
 
+def place_in_canvas(layout: ImageLayout, tile_size: int, pad_position: str) -> tuple[int, int]:
+    """Says where the scaled image begins in the canvas of its tiles; the rest is padding.
+
+    Args:
+        layout (`ImageLayout`): The image's layout.
+        tile_size (`int`): Side of a tile in pixels.
+        pad_position (`str`): `"center"` or `"top_left"`.
+
+    Returns:
+        `tuple[int, int]`: Rows of padding above it and columns to its left, in pixels.
+    """
+    if pad_position == "top_left":
+        return 0, 0
+    height, width = layout.rows * tile_size, layout.cols * tile_size
+    return (height - layout.resized_height) // 2, (width - layout.resized_width) // 2
+
+
 def placeholder_text(
     layout: ImageLayout, image_index: int, config: TilingConfig, image_token: str, tokens_per_tile: int
 ) -> str:

@@ -1,4 +1,5 @@
 import argparse
+import json
 
 import pytest
 from PIL import Image
@@ -11,6 +12,7 @@ from mm1_hf.cli import build_parser, main
 SURFACE = {
     "quickstart": {"--output", "--steps", "--questions", "--seed"},
     "ask": {"--model", "--image", "question"},
+    "inspect": {"data", "--model", "--config", "--layout", "--split", "--row", "--labels", "--html"},
     "plan": {
         "preset",
         "--gpus",
@@ -70,3 +72,24 @@ def test_wrong_options_exit_with_2(arguments, capsys):
         main(arguments)
     assert exit.value.code == 2
     assert capsys.readouterr().err
+
+
+def test_inspect_prints_a_row_and_writes_its_page(tmp_path, capsys):
+    for part in tiny_mm1():
+        part.save_pretrained(tmp_path / "model")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    chat = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "Red."}]
+    (tmp_path / "train.jsonl").write_text(json.dumps({"messages": chat, "images": ["red.png"]}), encoding="utf-8")
+    page = tmp_path / "row.html"
+    arguments = ["inspect", str(tmp_path / "train.jsonl"), "--model", str(tmp_path / "model"), "--html", str(page)]
+    assert main([*arguments, "--labels", "trl"]) == 0
+    printed = capsys.readouterr().out
+    assert "⟦Red.<|im_end|>⟧" in printed and "image placeholders are learned" in printed
+    assert "data:image/png" in page.read_text(encoding="utf-8")
+    for wrong, message in (
+        (["inspect", "--model", "x"], "give DATA and --model"),
+        ([*arguments, "--config", "run.yaml"], "leave out DATA, --model"),
+        ([*arguments, "--row", "1"], "has no row 1; it has 1"),
+    ):
+        assert main(wrong) == 2
+        assert message in capsys.readouterr().err

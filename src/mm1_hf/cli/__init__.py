@@ -29,6 +29,20 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--image", required=True, metavar="FILE", help="a picture's file or URL")
     ask.add_argument("question")
 
+    inspect = verbs.add_parser("inspect", help="show a training row as the model sees it")
+    inspect.add_argument("data", nargs="?", metavar="DATA", help="a data set's file, folder, pattern or Hub id")
+    inspect.add_argument("--model", metavar="DIR", help="whose processor reads it: a saved model's folder or Hub id")
+    inspect.add_argument(
+        "--config", metavar="FILE", help="a run's settings, as `mm1 pretrain` reads them, in place of DATA"
+    )
+    inspect.add_argument(
+        "--layout", metavar="NAME", help="of DATA: chat, TRL's columns (default), or one of pre-training's"
+    )
+    inspect.add_argument("--split", metavar="NAME", help="of DATA (default: train)")
+    inspect.add_argument("--row", type=int, default=0, metavar="N", help="which, from 0 (default: 0)")
+    inspect.add_argument("--labels", choices=("mm1", "trl"), help="mm1 (default), or TRL's own beside them")
+    inspect.add_argument("--html", metavar="FILE", help="write a page, too")
+
     plan = verbs.add_parser("plan", help="what a stage of training takes: FLOPs, memory, tokens and time")
     plan.add_argument("preset", metavar="PRESET", help="such as mm1-3b")
     plan.add_argument("--gpus", type=_positive, required=True, metavar="N", help="devices in all")
@@ -96,6 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from mm1_hf.cli.ask import ask
 
             ask(**options)
+        elif verb == "inspect":
+            from mm1_hf.cli.inspect import inspect
+
+            inspect(**options)
         elif verb == "plan":
             from mm1_hf.training.planner import plan
 

@@ -43,16 +43,30 @@ _LLAVA_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 _EMPTY = {"type": "text", "text": ""}
 
 
+def unwrapped(record: Record, name: str = "") -> Record:
+    """
+    The record itself, of one that may still be a line of JSON or the files of an archive.
+
+    Args:
+        record: as [`~mm1_hf.data.readers.read`] gives it.
+        name: where it comes from.
+
+    Raises:
+        Unusable: what cannot be read.
+    """
+    for key, unwrap in ((LINE, _of_line), (FILES, _of_files)):
+        if key in record:
+            found = unwrap(record, name)
+            record = found | ({FOLDER: record[FOLDER]} if FOLDER in record else {})
+    return record
+
+
 def _unwrapping(layout: Layout) -> Layout:
     """The layout, also of records that are still a line of JSON or the files of an archive."""
 
     @functools.wraps(layout)
     def read(record: Record, name: str = "") -> Document:
-        for key, unwrap in ((LINE, _of_line), (FILES, _of_files)):
-            if key in record:
-                found = unwrap(record, name)
-                record = found | ({FOLDER: record[FOLDER]} if FOLDER in record else {})
-        return layout(record, name)
+        return layout(unwrapped(record, name), name)
 
     return read
 

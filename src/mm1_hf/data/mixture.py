@@ -137,6 +137,15 @@ class Mixture(IterableDataset):
             yield _collate(rows) | {STATE_KEY: json.dumps(state)}
             batch += number
 
+    def packed_examples(self) -> Iterator[tuple[str, list[Example]]]:
+        """The rows that a single worker gives from the beginning on, as their source's name and their examples."""
+        lanes = [_Lane(self, index, None) for index in range(self.lanes)]
+        while True:
+            for lane in lanes:
+                for _ in range(self.rows_per_batch):
+                    number, examples, _ = lane.next_examples()
+                    yield self.source_names[number], examples
+
     def consumed(self, state: str) -> None:
         """
         Notes that a batch was trained on. Batches come in their order.
@@ -260,10 +269,14 @@ class _Lane:
                 source.load_state_dict(state["sources"][name])
             self.drops.load_state_dict(state["drops"])
 
-    def next_row(self) -> dict[str, torch.Tensor]:
+    def next_examples(self) -> tuple[int, list[Example], list[torch.Tensor]]:
         number = min(range(len(self.sources)), key=self._progress)
         examples, pixels = self.sources[number].next_row()
         self.amounts[self.mixture.source_names[number]] += _amount(examples, self.mixture.unit)
+        return number, examples, pixels
+
+    def next_row(self) -> dict[str, torch.Tensor]:
+        number, examples, pixels = self.next_examples()
         row = build_row(examples, self.mixture.encoder.sequence_length)
         row[SOURCES_KEY] = torch.tensor(number)
         return row | ({"pixel_values": torch.cat(pixels)} if pixels else {})

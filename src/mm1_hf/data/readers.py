@@ -70,6 +70,33 @@ def read(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"There is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
+    dataset, first = _read(path_or_id, split, streaming, options)
+    _try_layout(first, layout, str(path_or_id))
+    return dataset
+
+
+def read_records(
+    path_or_id: str | os.PathLike[str], *, split: str = "train", streaming: bool = False, **options: Any
+) -> Dataset | IterableDataset:
+    """
+    A data set's records whatever they are, as [`read`] gives those of a layout.
+
+    Args:
+        path_or_id: see [`read`].
+        split: see [`read`].
+        streaming: see [`read`].
+        options: see [`read`].
+
+    Raises:
+        ValueError: there is no such file or split, or the data cannot be read or are empty.
+    """
+    return _read(path_or_id, split, streaming, options)[0]
+
+
+def _read(
+    path_or_id: str | os.PathLike[str], split: str, streaming: bool, options: dict[str, Any]
+) -> tuple[Dataset | IterableDataset, list[dict[str, Any]]]:
+    """The records, and the first of them once more."""
     source = os.fspath(path_or_id)
     files = _local_files(source)
     try:
@@ -86,8 +113,7 @@ def read(
         raise ValueError(f"{path_or_id} cannot be read: {type(cause).__name__}: {cause}") from error
     if not first:
         raise ValueError(f"{path_or_id} has no records in {split!r}.")
-    _try_layout(first, layout, str(path_or_id))
-    return dataset
+    return dataset, first
 
 
 def _local_files(path: str) -> dict[str, list[str]] | None:
