@@ -12,7 +12,7 @@ from mm1_hf.cli import build_parser, main
 SURFACE = {
     "quickstart": {"--output", "--steps", "--questions", "--seed"},
     "ask": {"--model", "--image", "question"},
-    "inspect": {"data", "--model", "--config", "--layout", "--split", "--row", "--labels", "--html"},
+    "inspect": {"data", "--model", "--config", "--command", "--layout", "--split", "--row", "--labels", "--html"},
     "plan": {
         "preset",
         "--gpus",
@@ -88,6 +88,7 @@ def test_inspect_prints_a_row_and_writes_its_page(tmp_path, capsys):
     assert "data:image/png" in page.read_text(encoding="utf-8")
     for wrong, message in (
         (["inspect", "--model", "x"], "give DATA and --model"),
+        ([*arguments, "--command", "sft"], "--config names"),
         ([*arguments, "--config", "run.yaml"], "leave out DATA, --model"),
         ([*arguments, "--row", "1"], "has no row 1; it has 1"),
     ):

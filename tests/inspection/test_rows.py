@@ -1,19 +1,22 @@
 import json
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
 import yaml
+from conversations import conversations
 from mixtures import png, records
 from PIL import Image
 from tiny import tiny_mm1
 
 from mm1_hf.data.collation import IGNORED, MM1Collator
 from mm1_hf.data.documents import Document, ImagePart
+from mm1_hf.data.layouts import LAYOUTS
 from mm1_hf.inspection.rows import read_tokens
 from mm1_hf.inspection.sources import inspect_chat, inspect_data, inspect_document, inspect_mixture
-from mm1_hf.training.pretraining import build_trainer, load_settings
+from mm1_hf.training import pretraining, sft
 
 
 CHAT = [{"role": "user", "content": "What is (0, 1, 1), it?"}, {"role": "assistant", "content": "A cat."}]
@@ -117,6 +120,16 @@ def test_characters_of_several_tokens_are_whole():
     assert "\ufffd" not in texts(reading, "text")
 
 
+def test_a_conversation_of_a_layout_is_shown_as_a_chat():
+    record = {"messages": CHAT, "images": [picture(20, 30)]}
+    made = processor(image_splitting="none")
+    (of_layout,) = inspect_document(made, LAYOUTS["chat"](record, "a chat")).readings
+    (of_collator,) = inspect_chat(made, record, "a chat").readings
+    assert [(each.token_id, each.label) for each in of_layout.positions] == [
+        (each.token_id, each.label) for each in of_collator.positions
+    ]
+
+
 def test_a_document_is_shown_whole():
     parts = ("one ", ImagePart(picture(100, 50)), " two ", ImagePart(picture(20, 30)), " three")
     row = inspect_document(processor(image_splitting="none"), Document("interleaved", parts, "a page"))
@@ -139,11 +152,24 @@ def settings(saved, tmp_path) -> str:
     return str(tmp_path / "run.yaml")
 
 
-def test_rows_of_a_mixture_are_those_that_training_reads(settings):
-    loader = build_trainer(load_settings(settings)).get_train_dataloader()
+@pytest.fixture
+def chat_settings(settings, tmp_path) -> str:
+    """Those of a fine-tuning."""
+    conversations(60).to_parquet(tmp_path / "chats.parquet")
+    written = yaml.safe_load(Path(settings).read_text(encoding="utf-8"))
+    source = {"path": str(tmp_path / "chats.parquet"), "layout": "chat", "weight": 1.0}
+    written |= {"sources": {"chats": source}, "image_splitting": "none", "resolution": 56}
+    (tmp_path / "chats.yaml").write_text(yaml.safe_dump(written), encoding="utf-8")
+    return str(tmp_path / "chats.yaml")
+
+
+@pytest.mark.parametrize(("command", "run"), [(pretraining, "settings"), (sft, "chat_settings")])
+def test_rows_of_a_mixture_are_those_that_training_reads(command, run, request):
+    settings = command.load_settings(request.getfixturevalue(run))
+    loader = command.build_trainer(settings).get_train_dataloader()
     batches = [batch for batch, _ in zip(loader, range(3), strict=False)]
     for number in range(6):
-        row = inspect_mixture(load_settings(settings), number)
+        row = inspect_mixture(settings, number)
         (reading,) = row.readings
         batch, place = batches[number // 2], number % 2
         for name, values in (
@@ -154,12 +180,12 @@ def test_rows_of_a_mixture_are_those_that_training_reads(settings):
             assert batch[name][place].tolist() == values, name
         assert len(row.segments) == int(batch["segment_ids"][place].max()) > 1
         assert not reading.warnings
-    tiles = sum(len(inspect_mixture(load_settings(settings), number).tiles) for number in (0, 1))
+    tiles = sum(len(inspect_mixture(settings, number).tiles) for number in (0, 1))
     assert tiles == len(batches[0].get("pixel_values", ()))
 
 
 def test_padding_and_first_tokens_that_are_learned_are_flagged(settings):
-    row = inspect_mixture(load_settings(settings), 0)
+    row = inspect_mixture(pretraining.load_settings(settings), 0)
     (reading,) = row.readings
     wrong = [place if place.segment else type(place)(**vars(place) | {"label": 7}) for place in reading.positions]
     starts = [place for place in wrong if place.segment == 2][:1]

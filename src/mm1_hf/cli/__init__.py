@@ -32,9 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     inspect = verbs.add_parser("inspect", help="show a training row as the model sees it")
     inspect.add_argument("data", nargs="?", metavar="DATA", help="a data set's file, folder, pattern or Hub id")
     inspect.add_argument("--model", metavar="DIR", help="whose processor reads it: a saved model's folder or Hub id")
-    inspect.add_argument(
-        "--config", metavar="FILE", help="a run's settings, as `mm1 pretrain` reads them, in place of DATA"
-    )
+    inspect.add_argument("--config", metavar="FILE", help="a run's settings, in place of DATA")
+    inspect.add_argument("--command", choices=("pretrain", "sft"), help="which they are for (default: pretrain)")
     inspect.add_argument(
         "--layout", metavar="NAME", help="of DATA: chat, TRL's columns (default), or one of pre-training's"
     )

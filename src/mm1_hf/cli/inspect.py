@@ -7,13 +7,14 @@ from pathlib import Path
 from mm1_hf.inspection.page import write_page
 from mm1_hf.inspection.sources import CHAT, Labels, inspect_data, inspect_mixture
 from mm1_hf.inspection.terminal import render
-from mm1_hf.training.pretraining import load_settings
+from mm1_hf.training import pretraining, sft
 
 
 def inspect(
     data: str | None,
     model: str | None,
     config: str | None,
+    command: str | None,
     layout: str | None,
     split: str | None,
     row: int,
@@ -21,7 +22,7 @@ def inspect(
     html: str | None,
 ) -> None:
     """
-    Prints a row of a data set, or of a pre-training's mixture, and writes it as a page where one is asked for.
+    Prints a row of a data set, or of a run's mixture, and writes it as a page where one is asked for.
 
     Raises:
         ValueError: options that do not go together, or a row that cannot be read.
@@ -39,7 +40,10 @@ def inspect(
             if value is not None
         ]:
             raise ValueError(f"a run's settings say what is read; leave out {', '.join(given)}.")
-        inspected = inspect_mixture(load_settings(config), row)
+        settings = sft.load_settings(config) if command == "sft" else pretraining.load_settings(config)
+        inspected = inspect_mixture(settings, row)
+    elif command is not None:
+        raise ValueError(f"--command {command} says whose settings --config names; give that, or leave it out.")
     elif data is None or model is None:
         raise ValueError("give DATA and --model, or a run's settings by --config.")
     else:

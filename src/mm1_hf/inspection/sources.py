@@ -9,16 +9,17 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoProcessor
 
+from mm1_hf.data.chats import Chat
 from mm1_hf.data.collation import MM1Collator
 from mm1_hf.data.documents import Document, ImagePart, Unusable
-from mm1_hf.data.examples import Example, ExampleEncoder
+from mm1_hf.data.examples import ChatEncoder, Example, ExampleEncoder
 from mm1_hf.data.layouts import FOLDER, LAYOUTS, unwrapped
 from mm1_hf.data.packing import build_row
 from mm1_hf.data.readers import read, read_records
 from mm1_hf.inspection.rows import InspectedRow, RowImage, read_tiles, read_tokens
 from mm1_hf.processing_mm1 import MM1Processor
 from mm1_hf.tiling import image_layout, sample_layouts
-from mm1_hf.training.pretraining import PretrainingSettings, build_recipe
+from mm1_hf.training import pretraining, sft
 from mm1_hf.training.settings import build_mixture, split_images
 
 
@@ -87,7 +88,8 @@ def _trl_batch(processor: MM1Processor, example: dict[str, Any]) -> dict[str, to
 
 def inspect_document(processor: MM1Processor, document: Document) -> InspectedRow:
     """
-    A document as pre-training learns it, whole: in a row it may be cut or have neighbours.
+    A document as pre-training learns it, or a conversation as fine-tuning does, whole: in a row it may be cut or have
+    neighbours.
 
     Args:
         processor: the model's own.
@@ -96,7 +98,7 @@ def inspect_document(processor: MM1Processor, document: Document) -> InspectedRo
     Raises:
         Unusable: nothing to learn, or an image that is broken.
     """
-    encoder = ExampleEncoder(processor, _ANY_LENGTH)
+    encoder = (ChatEncoder if isinstance(document, Chat) else ExampleEncoder)(processor, _ANY_LENGTH)
     (pieces,) = encoder.encode([document])
     if isinstance(pieces, Unusable):
         raise pieces
@@ -196,21 +198,25 @@ def _without_empty(value: Any) -> Any:
     return [_without_empty(entry) for entry in value] if isinstance(value, list) else value
 
 
-def inspect_mixture(settings: PretrainingSettings, row: int = 0) -> InspectedRow:
+def inspect_mixture(settings: pretraining.PretrainingSettings | sft.SFTSettings, row: int = 0) -> InspectedRow:
     """
-    A packed row of a pre-training, as a single device reads it.
+    A packed row of a run, as a single device reads it.
 
     Args:
-        settings: the run's, as [`mm1_hf.training.pretraining.load_settings`] reads them.
+        settings: as `load_settings` of [`mm1_hf.training.pretraining`] or of [`mm1_hf.training.sft`] reads them.
         row: its number, from 0.
 
     Raises:
         ValueError: settings that do not fit each other, the model or the data.
     """
     processor = AutoProcessor.from_pretrained(settings.model)
-    stage = build_recipe(settings, AutoConfig.from_pretrained(settings.model))
+    config = AutoConfig.from_pretrained(settings.model)
+    if isinstance(settings, sft.SFTSettings):
+        stage, kind = sft.build_recipe(settings, config), ChatEncoder
+    else:
+        stage, kind = pretraining.build_recipe(settings, config), ExampleEncoder
     split_images(processor, stage.data)
-    encoder = ExampleEncoder(processor, stage.data.sequence_length, stage.data.max_images)
+    encoder = kind(processor, stage.data.sequence_length, stage.data.max_images)
     mixture = build_mixture(settings, stage, encoder)
     mixture.split(0, 1, settings.rows_per_device)
     source, examples = next(islice(mixture.packed_examples(), row, None))
