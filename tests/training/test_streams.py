@@ -95,6 +95,9 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
     run.args.max_steps = 2
     with pytest.raises(ValueError, match="no place in the data stream"):
         run.train(resume_from_checkpoint=True)
+    run.is_distributed_loading_by_transformers = True
+    with pytest.raises(ValueError, match="weights were not split over processes"):
+        run.train(resume_from_checkpoint=True)
 
 
 def test_what_stands_beside_it_in_its_row_does_not_change_an_example(tmp_path):

@@ -175,7 +175,7 @@ class BalancedBatchSampler(BatchRebalanceSampler):
     >>> cost = batch_cost(MM1Config.from_preset("mm1-tiny"))
     >>> options = {"batch_size": 4, "max_tiles": 10, "ranks": 2, "shuffle": False}
     >>> [list(BalancedBatchSampler(sizes, cost, rank=rank, **options)) for rank in range(2)]
-    [[[0]], [[1, 2, 3, 4, 5, 6, 7]]]
+    [[[1, 2, 3, 4, 5, 6, 7]], [[0]]]
 
     ```
     """

@@ -22,14 +22,16 @@ class SplitWeightsTrainer(Trainer):
     `Trainer` that also saves and resumes a model of `from_pretrained(..., distributed_config=...)`, whose training it
     refuses to checkpoint. Other models are saved as Trainer saves them.
 
-    In a checkpoint each process writes its parts of weights and optimizer; they can be resumed from with other sizes of
-    the same kinds of parallelism. `from_pretrained` reads such a checkpoint too. What [`~Trainer.save_model`] writes
-    holds whole weights.
+    To a checkpoint each process writes its parts of weights and optimizer, without gathering them; `from_pretrained` reads
+    it too. What [`~Trainer.save_model`] writes holds whole weights.
 
     Args:
         model: a model, split at load or not.
         args: Trainer's.
         others, settings: what else Trainer takes.
+
+    Raises:
+        ValueError: when resuming: the checkpoint is one of whole weights.
     """
 
     def __init__(self, model: Any = None, args: Any = None, *others: Any, **settings: Any):
@@ -75,8 +77,13 @@ class SplitWeightsTrainer(Trainer):
         split = self._split_model()
         if split is None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            shards._load_model_checkpoint_distributed(split, resume_from_checkpoint)
+            return
+        if not shards.is_sharded_checkpoint(resume_from_checkpoint):
+            raise ValueError(
+                f"{resume_from_checkpoint} was written by a run whose weights were not split over processes: go on without "
+                "splitting them, or start a new run from its weights."
+            )
+        shards._load_model_checkpoint_distributed(split, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         split = self._split_model()
