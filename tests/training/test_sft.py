@@ -274,6 +274,8 @@ def test_what_cannot_be_trained_on_is_refused_at_once(parts, tmp_path):
     refused("max_length positions: set it", packing=True)
     refused("cannot be packed: chat longer than a row: record", packing=True, max_length=30)
     refused("more than max_length=20", max_length=20)
+    refused("loss_type='dft' would not change", loss_type="dft")
+    refused("packing_strategy='wrapped'", packing=True, packing_strategy="wrapped", max_length=LENGTH)
     refused("this one is a stream", conversations(4).to_iterable_dataset(), packing=True, max_length=LENGTH)
     place = [{"type": "image"}, {"type": "text", "text": "q"}]
     missing = datasets.Dataset.from_list([{"messages": [user(place), assistant([place[1]])], "images": []}])

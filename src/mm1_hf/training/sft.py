@@ -36,6 +36,13 @@ logger = logging.get_logger(__name__)
 
 # What TRL looks at, in place of rows that it does not know: of pictures, so that it leaves them to the collator.
 _STAND_IN = {"messages": [[{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]], "images": [[]]}
+# What TRL's options may be here.
+_FOLLOWED: dict[str, tuple[Any, ...]] = {
+    "loss_type": ("nll",),
+    "packing_strategy": ("bfd",),
+    "completion_only_loss": (None, True),
+    "pad_to_multiple_of": (None,),
+}
 
 
 @dataclass(frozen=True)
@@ -188,6 +195,7 @@ class _OwnLossTrainer(SFTTrainer):
         processing_class: Any = None,
         **kwargs: Any,
     ):
+        _require_followed(args, kwargs)
         # It is changed below, and the caller's stays.
         args = copy.copy(args)
         if processing_class is None:
@@ -249,7 +257,8 @@ class MM1SFTTrainer(MM1Trainer, _OwnLossTrainer):
 
     Raises:
         ValueError: as [`MM1Trainer`] and TRL do; records that cannot be trained on; packing a stream, without
-            `max_length`, or with a collator; a chat template that does not mark what the assistant writes.
+            `max_length`, or with a collator; a chat template that does not mark what the assistant writes; options of TRL's
+            own loss, labels or rows, such as `loss_type="dft"`.
 
     Example:
 
@@ -262,6 +271,22 @@ class MM1SFTTrainer(MM1Trainer, _OwnLossTrainer):
 
     ```
     """
+
+
+def _require_followed(args: Any, kwargs: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: an option of TRL's, for its own loss, labels or rows, that would do nothing here.
+    """
+    given = {name: getattr(args, name, allowed[0]) for name, allowed in _FOLLOWED.items()}
+    given["formatting_func"] = kwargs.get("formatting_func")
+    ignored = {name: value for name, value in given.items() if value not in _FOLLOWED.get(name, (None,))}
+    if ignored:
+        names = ", ".join(f"{name}={value!r}" for name, value in ignored.items())
+        raise ValueError(
+            f"MM1SFTTrainer has MM1's own loss, labels and rows, which {names} would not change: leave this out, or take "
+            "TRL's SFTTrainer."
+        )
 
 
 def _packed(dataset: Any, encoder: ChatEncoder, seed: int) -> Any:
