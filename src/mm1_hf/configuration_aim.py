@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 
@@ -85,12 +84,6 @@ class AIMVisionConfig(PreTrainedConfig):
                 f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads} and "
                 "of 4: the position embedding has a sine and a cosine for each of two axes."
             )
-
-
-# A saved MM1 names its encoder inside its configuration, and transformers looks that up by name. The files of the model
-# register it themselves because they also load from the Hub, where nothing else of the package is imported.
-if AIMVisionConfig.model_type not in CONFIG_MAPPING:
-    AutoConfig.register(AIMVisionConfig.model_type, AIMVisionConfig)
 
 
 __all__ = ["AIMVisionConfig"]

@@ -9,8 +9,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.modeling_rope_utils import RopeParameters
 
-# Registers itself: it may stand inside a saved MM1.
-from .configuration_aim import AIMVisionConfig  # noqa: F401
+from .configuration_aim import AIMVisionConfig
 
 
 ConnectorType = Literal["c_abstractor", "average", "attention", "linear", "mlp"]
@@ -593,10 +592,11 @@ def _require_positive(config: PreTrainedConfig, *names: str) -> None:
             raise ValueError(f"{name}={value} must be at least 1.")
 
 
-# A saved MM1 names `mm1_text` inside its configuration, and transformers looks that up by name. The files of the model
-# register it themselves because they also load from the Hub, where nothing else of the package is imported.
-if MM1TextConfig.model_type not in CONFIG_MAPPING:
-    AutoConfig.register(MM1TextConfig.model_type, MM1TextConfig)
+# A saved MM1 names its parts inside its configuration, and transformers looks those up by name. The files of the model
+# register the package's own because they also load from the Hub, where nothing else of the package is imported.
+for part in (AIMVisionConfig, MM1TextConfig):
+    if part.model_type not in CONFIG_MAPPING:
+        AutoConfig.register(part.model_type, part)
 
 
 __all__ = ["MM1Config", "MM1ConnectorConfig", "MM1TextConfig", "preset_names"]

@@ -8,7 +8,7 @@ from tiny import byte_tokenizer, tiny_decoder
 from transformers import AutoConfig, AutoModel
 
 from mm1_hf import AIMVisionConfig, AIMVisionModel, MM1ConnectorConfig, MM1ForConditionalGeneration, assemble
-from mm1_hf.convert import convert_aim
+from mm1_hf.convert import aim, convert_aim
 from mm1_hf.convert.engine import empty_model
 
 
@@ -106,20 +106,14 @@ def test_features_are_aim_s_own(source, tmp_path, side, layers, attention):
     # The papers' sizes without the probing head; 20 of 24 layers for the first.
     [(1536, 24, 12, 20, 0.57e9), (2048, 24, 16, 24, 1.21e9), (3072, 24, 24, 24, 2.72e9), (4096, 32, 32, 32, 6.45e9)],
 )
-def test_the_published_sizes(width, depth, heads, used, parameters, tmp_path, monkeypatch):
-    from mm1_hf.convert import aim
-
+def test_the_published_sizes(width, depth, heads, used, parameters, tmp_path):
     class Described(dict):
         path = tmp_path
-
-        def meta(self, name):
-            return self[name]
+        meta = dict.__getitem__
 
     with torch.device("meta"):
-        names = {name: torch.empty(weight.shape) for name, weight in random_weights(4).items() if "blocks" not in name}
-    names["preprocessor.patchifier.proj.weight"] = torch.empty(width, 3, 14, 14, device="meta")
-    for layer in range(depth):
-        names[f"trunk.blocks.{layer}.mlp.fc1.weight"] = torch.empty(4 * width, width, device="meta")
+        names = {"preprocessor.patchifier.proj.weight": torch.empty(width, 3, 14, 14)}
+        names |= {f"trunk.blocks.{layer}.mlp.fc1.weight": torch.empty(4 * width, width) for layer in range(depth)}
     config = aim._configuration(Described(names), {}, None)
     assert (config.num_attention_heads, config.num_hidden_layers, config.image_size) == (heads, used, 224)
     model = empty_model(AIMVisionModel, config)

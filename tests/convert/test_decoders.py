@@ -42,6 +42,14 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 8,
+    "long_factor": [1.0 + index / 4 for index in range(8)],
+    "original_max_position_embeddings": 16,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
 MAPPED = {
     "llama": LlamaConfig(**SIZES),
     "llama-tied-biased": LlamaConfig(**SIZES, tie_word_embeddings=True, attention_bias=True, head_dim=32),
@@ -49,7 +57,9 @@ MAPPED = {
     "mistral": MistralConfig(**SIZES, sliding_window=None, head_dim=8),
     "mixtral": MixtralConfig(**SIZES, num_local_experts=4, sliding_window=None),
     "phi3": Phi3Config(**SIZES),
+    "phi3-long": Phi3Config(**SIZES, rope_parameters=LONG, original_max_position_embeddings=16),
     "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
+    "qwen2-yarn": Qwen2Config(**SIZES, rope_parameters=YARN),
     "qwen3": Qwen3Config(**SIZES, head_dim=24),
     "smollm3": SmolLM3Config(**SIZES, no_rope_layers=[1, 1]),
 }

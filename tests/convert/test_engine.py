@@ -14,7 +14,7 @@ from tiny import tiny_decoder
 
 from mm1_hf import MM1TextForCausalLM
 from mm1_hf.convert import checkpoint as reading
-from mm1_hf.convert import convert_decoder, engine
+from mm1_hf.convert import convert_decoder, convert_llava, engine
 
 
 @pytest.fixture
@@ -150,6 +150,16 @@ def test_pickles_are_read_only_where_asked_for_and_run_nothing(source, tmp_path)
     torch.save({**weights, "evil": re.compile("a")}, source / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"pytorch_model\.bin holds more than weights"):
         convert_decoder(source, tmp_path / "again", allow_pickle=True)
+
+
+@pytest.mark.parametrize("convert", [convert_decoder, convert_llava])
+def test_a_checkpoint_s_own_code_is_not_run(convert, source, tmp_path):
+    (source / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.EvilConfig"}}
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        convert(source, tmp_path / "converted")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_an_index_names_no_files_elsewhere(source, tmp_path):

@@ -1,17 +1,18 @@
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import dequantize, quantize
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from mm1_hf import MM1TextForCausalLM
 from mm1_hf.convert import convert_decoder, convert_gguf
 
 
-V, D, N, HIDDEN = 64, 32, 4, 48
+V, D, N, HIDDEN = 64, 32, 4, 64
 
 
-def write_gguf(path):
+def write_gguf(path, kind):
     """A Llama of one layer, as llama.cpp lays it out: neighbouring channels are the pairs of its rotary positions."""
     writer = GGUFWriter(str(path), "llama")
     writer.add_block_count(1)
@@ -44,7 +45,10 @@ def write_gguf(path):
     }
     tensors = {name: generator.normal(size=shape).astype(np.float32) * 0.3 for name, shape in shapes.items()}
     for name, tensor in tensors.items():
-        writer.add_tensor(name, tensor)
+        # Norms are never quantised.
+        quantised = quantize(tensor, kind if tensor.ndim == 2 else GGMLQuantizationType.F32)
+        writer.add_tensor(name, quantised, raw_dtype=kind if tensor.ndim == 2 else None)
+        tensors[name] = dequantize(quantised, kind) if tensor.ndim == 2 else tensor
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -52,16 +56,18 @@ def write_gguf(path):
     return tensors
 
 
-def test_a_gguf_decoder_becomes_transformers_own_and_then_mm1_text(tmp_path):
-    tensors = write_gguf(tmp_path / "tiny.gguf")
+@pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_0"])
+def test_a_gguf_decoder_becomes_transformers_own_and_then_mm1_text(kind, tmp_path):
+    tensors = write_gguf(tmp_path / "tiny.gguf", GGMLQuantizationType[kind])
     convert_gguf(tmp_path / "tiny.gguf", tmp_path / "converted", dtype=torch.float32)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "converted")
     assert type(model) is LlamaForCausalLM
     layer = model.model.layers[0]
-    assert torch.equal(layer.mlp.down_proj.weight, torch.from_numpy(tensors["blk.0.ffn_down.weight"]))
+    down = torch.from_numpy(tensors["blk.0.ffn_down.weight"])
+    torch.testing.assert_close(layer.mlp.down_proj.weight.data, down)
     # Pairs of channels from next to each other to half a head apart.
-    query = tensors["blk.0.attn_q.weight"].reshape(N, D // N // 2, 2, D).swapaxes(1, 2).reshape(D, D)
-    assert torch.equal(layer.self_attn.q_proj.weight, torch.from_numpy(query))
+    query = tensors["blk.0.attn_q.weight"].reshape(N, D // N // 2, 2, D).swapaxes(1, 2).reshape(D, D).copy()
+    torch.testing.assert_close(layer.self_attn.q_proj.weight.data, torch.from_numpy(query))
     convert_decoder(tmp_path / "converted", tmp_path / "mm1_text")
     ids = torch.arange(10)[None]
     converted = MM1TextForCausalLM.from_pretrained(tmp_path / "mm1_text")

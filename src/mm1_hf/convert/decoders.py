@@ -224,7 +224,7 @@ def convert_decoder(
         ValueError: the decoder does not map, or the checkpoint does not hold what its configuration says.
     """
     folder = source_folder(source, ["*.txt", "*.tiktoken", *(["*.bin"] if allow_pickle else [])])
-    foreign = AutoConfig.from_pretrained(folder)
+    foreign = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config = text_config_of(foreign)
     model = empty_model(MM1TextForCausalLM, config)
     plan = (FAMILIES[foreign.model_type].plan or _same_names)(config, target_names(model))

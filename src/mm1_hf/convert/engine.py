@@ -25,6 +25,15 @@ from mm1_hf.convert.checkpoint import Checkpoint
 
 
 MAX_SHARD_SIZE = "1GB"
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template.jinja",
+    "*.tiktoken",
+)
 
 # How many names an error lists.
 _LISTED = 8
@@ -347,14 +356,3 @@ def copy_files(source: Path, folder: Path, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         for file in source.glob(pattern):
             shutil.copyfile(file, folder / file.name)
-
-
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "chat_template.jinja",
-    "*.tiktoken",
-)

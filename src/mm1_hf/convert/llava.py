@@ -61,7 +61,7 @@ def convert_llava(
             says.
     """
     folder = source_folder(source, ["*.txt", *(["*.bin"] if allow_pickle else [])])
-    foreign = AutoConfig.from_pretrained(folder)
+    foreign = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config = _configuration(foreign)
     checkpoint = Checkpoint(folder, allow_pickle=allow_pickle)
     names = {_plain(name): name for name in checkpoint}
@@ -172,13 +172,15 @@ class _WithRow:
 
 
 def _tokenizer(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer_config.json").is_file() else None
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _processor(folder: Path, foreign: PreTrainedConfig, config: MM1Config, tokenizer: Any) -> MM1Processor | None:
     if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         return None
-    given: Any = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    given: Any = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
     side = config.vision_config.image_size
     image_processor = MM1ImageProcessor(
         size={"height": side, "width": side},
