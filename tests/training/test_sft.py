@@ -5,6 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conversations import as_prompts, assistant, conversations, user
+from ranks import run_ranks
+from sft_ranks import of_one_rank, weights_after_a_step
 from tiny import tiny_mm1, tiny_vision
 from transformers import AutoModelForImageTextToText
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
@@ -214,6 +216,19 @@ def test_packed_rows_have_the_loss_and_gradient_of_unpacked_ones(kind, parts, tm
         torch.testing.assert_close(
             gradient, unpacked[name], atol=1e-5, rtol=1e-5, msg=lambda text, at=name: f"{at}: {text}"
         )
+
+
+@pytest.mark.slow
+def test_two_ranks_take_the_step_of_one(parts, tmp_path):
+    for part in parts:
+        part.save_pretrained(tmp_path / "model")
+    expected = weights_after_a_step(str(tmp_path / "model"), str(tmp_path / "run"), 4)
+    ranks = run_ranks(of_one_rank, tmp_path, str(tmp_path / "model"), str(tmp_path / "run"), 2)
+    before = dict(parts[0].named_parameters())
+    assert any((weight - before[name]).abs().max() > 1e-2 for name, weight in expected.items())
+    for weights in ranks:
+        for name, weight in expected.items():
+            torch.testing.assert_close(weights[name], weight, atol=1e-5, rtol=1e-5, msg=name)
 
 
 def test_training_packs_logs_and_learns(parts, tmp_path):
