@@ -56,7 +56,7 @@ def lora_config(
     >>> model = MM1ForConditionalGeneration(MM1Config.from_preset("mm1-tiny-moe"))
     >>> lora_config(model).modules_to_save
     ['model.connector']
-    >>> lora_config(model, "experts").target_parameters
+    >>> lora_config(model, "experts").target_parameters[:2]
     ['model.language_model.layers.1.mlp.experts.gate_up_proj', 'model.language_model.layers.1.mlp.experts.down_proj']
 
     ```
