@@ -3,6 +3,7 @@ from collections.abc import Iterator
 import huggingface_hub.constants as hub_constants
 import pytest
 from hub_server import HubServer, hub_server
+from huggingface_hub import hf_api
 from tiny import tiny_mm1
 
 
@@ -11,6 +12,8 @@ def hub(monkeypatch, tmp_path) -> Iterator[HubServer]:
     """A Hub of this process's own, empty, with an empty cache."""
     with hub_server() as server:
         monkeypatch.setattr(hub_constants, "ENDPOINT", server.url)
+        # The one behind huggingface_hub's functions has read it already.
+        monkeypatch.setattr(hf_api.api, "endpoint", server.url)
         template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", False)

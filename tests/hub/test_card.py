@@ -15,7 +15,6 @@ from mm1_hf.hub.card import (
     ResultDetails,
     load_details,
     model_card,
-    pretraining_stage,
 )
 from mm1_hf.hub.repository import read_repository
 from mm1_hf.parameters import count_parameters
@@ -154,10 +153,14 @@ def test_what_is_no_yaml_is_refused_before_anything_is_sent(tmp_path, capsys):
     assert "neither YAML nor JSON" in capsys.readouterr().err
 
 
-def test_a_pretraining_tells_what_was_run(saved_once, tmp_path):
+@pytest.fixture
+def run(saved_once, tmp_path):
+    """A pre-training's settings, and its last checkpoint's folder."""
+    checkpoint = tmp_path / "run" / "checkpoint-11"
+    saved_once[1].config.save_pretrained(checkpoint)
     settings = {
         "model": "x",
-        "output_dir": "y",
+        "output_dir": str(checkpoint.parent),
         "batch_size": 24,
         "frozen": ["encoder"],
         "sources": {
@@ -166,9 +169,23 @@ def test_a_pretraining_tells_what_was_run(saved_once, tmp_path):
         },
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    state = {"global_step": 11, "log_history": [{"learning_rate": 1e-4}, {"learning_rate": 5e-5}, {"eval_loss": 1.0}]}
-    stage = pretraining_stage(tmp_path / "run.yaml", state, saved_once[1])
+    return checkpoint
+
+
+def log(checkpoint, *history):
+    state = {"global_step": 11, "log_history": history}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+
+
+def test_a_pretraining_tells_what_was_run(run, tmp_path):
+    log(run, {"learning_rate": 1e-4}, {"learning_rate": 5e-5}, {"eval_loss": 1.0})
+    (stage,) = written(tmp_path, {"stages": [{"settings": "run.yaml"}]}).stages
     assert (stage.name, stage.steps, stage.batch, stage.learning_rate) == ("pretrain", 11, 24, 1e-4)
-    assert stage.data.startswith("caption 75%, t 25% of rows") and stage.trained == "connector, decoder"
-    with pytest.raises(ValueError, match="no learning rate"):
-        pretraining_stage(tmp_path / "run.yaml", {"global_step": 1, "log_history": []}, saved_once[1])
+    assert stage.data == "caption 75%, t 25% of rows, rows of 4096 positions" and stage.trained == "connector, decoder"
+
+
+def test_a_pretraining_that_tells_nothing_is_refused(run, tmp_path):
+    for told in ("has no checkpoint", "no learning rate"):
+        with pytest.raises(ValueError, match=told):
+            written(tmp_path, {"stages": [{"settings": "run.yaml"}]})
+        log(run)

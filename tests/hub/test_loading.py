@@ -13,6 +13,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 
 import mm1_hf
 from mm1_hf.hub.publishing import push
+from mm1_hf.hub.repository import read_repository
+from mm1_hf.registration import MODEL_FILES
 
 
 NAME = "someone/tiny"
@@ -48,6 +50,8 @@ chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type":
 answer = pipeline("image-text-to-text", model=name, **trust)(text=chat, max_new_tokens=3, do_sample=False)
 with torch.no_grad():
     torch.save({"logits": model(**inputs).logits, "hidden": base(**inputs).last_hidden_state}, output)
+for part in (model, processor):
+    part.save_pretrained(output + ".again")
 modules = sorted({type(part).__module__.split(".")[0] for part in parts})
 print(json.dumps({"modules": modules, "refused": refused, "answer": answer[0]["generated_text"][-1]["content"]}))
 """
@@ -74,6 +78,9 @@ def test_it_loads_where_the_package_is_not_installed(hub, saved, tmp_path):
         assert torch.equal(given["logits"], model(**inputs).logits)
         assert torch.equal(given["hidden"], model.model(**inputs).last_hidden_state)
     assert told["answer"] == answer(model, processor)
+    # What was loaded from a Hub and saved stands by itself again.
+    assert "--" not in (tmp_path / "out.pt.again" / "config.json").read_text(encoding="utf-8")
+    assert set(MODEL_FILES) <= set(read_repository(tmp_path / "out.pt.again").files)
     assert not broken.times
     assert any(request.endswith(f"bytes={2**16}-") for request in hub.requests)
 

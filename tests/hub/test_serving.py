@@ -40,7 +40,7 @@ def question(*colours: str) -> list[dict]:
 
 # What the served model has learned by heart.
 LESSONS = (
-    [((), "ho")]
+    [((), "ahoy")]
     + [((colour,), colour) for colour in COLOURS]
     + [(pair, " ".join(pair)) for pair in (("red", "blue"), ("blue", "red"), ("green", "red"))]
 )
@@ -134,6 +134,7 @@ def test_fifty_at_once_all_get_their_own_answer(served):
     assert given == [answer for _, answer in asked]
 
 
+@pytest.mark.slow
 def test_mm1_chat_talks_to_it(served):
     client, name = served
     command = [
@@ -150,4 +151,4 @@ def test_mm1_chat_talks_to_it(served):
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     result = subprocess.run(command, input="Hi!\n!exit\n", capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
-    assert "ho" in result.stdout
+    assert "ahoy" in result.stdout

@@ -1,7 +1,7 @@
 """
 A Hub on this machine: what `huggingface_hub` 2 asks of one to create a repository, upload, commit, list and download.
 
-No package offers that; mirrors serve downloads alone. Large files go by Git LFS, not by Xet, whose protocol is closed.
+No maintained package offers that: mirrors serve downloads alone. Large files go by Git LFS; Xet has to be switched off.
 """
 
 import base64

@@ -1,5 +1,6 @@
 """The card of a published model, from `MODEL_CARD.md`: what the model itself tells, and what only its author knows."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import version
@@ -9,12 +10,16 @@ from typing import Any, TypeVar
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils.quantization_config import QuantizationMethod
 
+from mm1_hf.configuration_mm1 import MM1Config
 from mm1_hf.hub.licenses import combine_licenses
 from mm1_hf.hub.repository import Repository
 from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
 from mm1_hf.parameters import count_parameters
 from mm1_hf.training.pretraining import build_recipe, load_settings
+from mm1_hf.training.streams import last_complete_checkpoint
 
 
 Entry = TypeVar("Entry")
@@ -143,7 +148,8 @@ def load_details(path: str | Path) -> CardDetails:
     Reads a YAML or JSON file.
 
     Args:
-        path: of entries as [`CardDetails`] has fields. `evaluation` may name a file with the list of results.
+        path: of entries as [`CardDetails`] has fields. `evaluation` may name a file with the list of results, and a stage
+            may be `{"settings": FILE}`, what `mm1 pretrain` was run with. Files are looked for beside this one.
 
     Raises:
         ValueError: it is neither, or has unknown, missing or wrong entries.
@@ -161,10 +167,16 @@ def load_details(path: str | Path) -> CardDetails:
                 if not isinstance(values[name], list):
                     raise ValueError(f"{path}: {name} is a list; got {values[name]!r:.100}.")
                 values[name] = tuple(
-                    each if kind is str else _entry(kind, each, f"{path}, {name} {number}")
+                    _listed(kind, each, f"{path}, {name} {number}", Path(path).parent)
                     for number, each in enumerate(values[name], 1)
                 )
     return _entry(CardDetails, values, str(path))
+
+
+def _listed(kind: type, values: Any, where: str, folder: Path) -> Any:
+    if kind is StageDetails and isinstance(values, Mapping) and set(values) == {"settings"}:
+        return pretraining_stage(folder / values["settings"])
+    return values if kind is str else _entry(kind, values, where)
 
 
 def _read(path: str | Path) -> Any:
@@ -186,30 +198,34 @@ def _entry(kind: type[Entry], values: Any, where: str) -> Entry:
         raise ValueError(f"{where}: {error}") from error
 
 
-def pretraining_stage(settings_file: str | Path, trainer_state: Mapping[str, Any], model: Any) -> StageDetails:
+def pretraining_stage(settings_file: str | Path) -> StageDetails:
     """
-    A stage of `mm1 pretrain` as it was run: the data and parts by its settings, steps and learning rate by what was logged.
+    A stage of `mm1 pretrain` as it was run: its data and parts by the settings, steps and learning rate by what its last
+    checkpoint has logged.
 
     Args:
         settings_file: that the run was started with.
-        trainer_state: of its last checkpoint, `trainer_state.json`.
-        model: the model or its configuration.
 
     Raises:
-        ValueError: the settings do not fit, or the state has logged no learning rate.
+        ValueError: the settings do not fit, or no checkpoint tells what was run.
+        OSError: a file cannot be read.
     """
     settings = load_settings(settings_file)
-    recipe = build_recipe(settings, model)
-    rates = [entry["learning_rate"] for entry in trainer_state["log_history"] if "learning_rate" in entry]
+    checkpoint = last_complete_checkpoint(settings.output_dir)
+    if checkpoint is None:
+        raise ValueError(f"{settings.output_dir} has no checkpoint, so {settings_file} does not tell what was run.")
+    state = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    rates = [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
     if not rates:
-        raise ValueError("The trainer's state has no learning rate in its log_history. Log at least one step.")
+        raise ValueError(f"{checkpoint} has logged no learning rate, so it does not tell what was run.")
+    recipe = build_recipe(settings, MM1Config.from_pretrained(checkpoint))
     weights = recipe.data.mixture
     shares = [f"{name} {weight / sum(weights.values()):.0%}" for name, weight in weights.items()]
     trained = [part for part in ("encoder", "connector", "decoder") if part not in settings.frozen]
     return StageDetails(
         name=settings.stage,
-        data=f"{', '.join(shares)} of {recipe.data.unit}, rows of {recipe.data.sequence_length}",
-        steps=trainer_state["global_step"],
+        data=f"{', '.join(shares)} of {recipe.data.unit}, rows of {recipe.data.sequence_length} positions",
+        steps=state["global_step"],
         batch=recipe.batch_size,
         learning_rate=max(rates),
         trained=", ".join(trained),
@@ -300,7 +316,7 @@ def _quantization(model: MM1ForConditionalGeneration) -> str | None:
     config = getattr(model.config, "quantization_config", None)
     if config is None:
         return None
-    return str(config["quant_method"] if isinstance(config, dict) else config.quant_method)
+    return QuantizationMethod(config["quant_method"] if isinstance(config, dict) else config.quant_method).value
 
 
 def _facts(repository: Repository) -> dict[str, Any]:

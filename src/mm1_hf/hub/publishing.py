@@ -4,12 +4,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 
 from mm1_hf.hub.card import CardDetails, model_card
 from mm1_hf.hub.quantization import quantize as save_quantized
 from mm1_hf.hub.repository import CARD_NAME, read_repository
 
+
+logger = logging.get_logger(__name__)
 
 # In cards that transformers and PEFT write by themselves: forms, which nobody has filled in.
 _UNFILLED = "[More Information Needed]"
@@ -58,6 +60,8 @@ def push(
     elif details is not None:
         raise ValueError(f"{own_card} is the card already. Remove it, or give no details for one.")
 
+    if repository.left_out:
+        logger.warning(f"Not published: {', '.join(repository.left_out)}.")
     api = HfApi()
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     # Not upload_folder, which may make several commits.
