@@ -1,6 +1,6 @@
 """Pre-training from a file of settings: the model, its sources, and what differs from the papers' recipe."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -8,11 +8,11 @@ from transformers import AutoProcessor
 from transformers.utils import logging
 
 from mm1_hf.data.examples import ExampleEncoder
-from mm1_hf.data.mixture import Mixture, Unit
+from mm1_hf.data.mixture import Mixture
 from mm1_hf.training.parts import freeze
 from mm1_hf.training.recipes import Recipe, Stage, recipe
 from mm1_hf.training.settings import (
-    SourceSettings,
+    RunSettings,
     build_mixture,
     change_recipe,
     load,
@@ -28,53 +28,15 @@ logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class PretrainingSettings:
+class PretrainingSettings(RunSettings):
     """
-    What `mm1 pretrain` reads from a YAML or JSON file. What is unset is as the recipe has it.
+    What `mm1 pretrain` reads from a YAML or JSON file: [`mm1_hf.training.settings.RunSettings`], and:
 
     Args:
-        model: a saved model's folder or Hub id, with its processor, as [`mm1_hf.assemble`] makes them.
-        output_dir: where checkpoints and the trained model go. A run that was stopped goes on from its last checkpoint.
-        sources: by name.
         stage: `"pretrain"`, or `"continual"` on text-rich images.
-        sequence_length: positions of a row.
-        max_images: images of a row at most.
-        unit: what the weights count: `"rows"`, `"documents"` or `"tokens"`.
-        image_splitting: `"none"`, `"static"` or `"dynamic"`.
-        resolution: side in pixels of what static splitting cuts; otherwise of a tile.
-        batch_size: rows of a step over all devices.
-        rows_per_device: rows of one forward pass.
-        frozen: parts that are not trained: `"encoder"`, `"connector"`, `"decoder"`.
-        learning_rates: of parts that differ from the others.
-        arguments: fields of `TrainingArguments`.
-        distributed:
-            how the weights are split over processes, such as `{"fsdp_size": 8}`: see
-            [`mm1_hf.training.parallel.distributed_config`]. Unset, every process has all of them.
-        peak_tflops: of one device; with it the share of it that is reached is logged.
-        lanes, window, max_dropped_share: of the [`Mixture`].
-        seed: of the data's order.
     """
 
-    model: str
-    output_dir: str
-    sources: dict[str, SourceSettings]
     stage: Stage = "pretrain"
-    sequence_length: int | None = None
-    max_images: int | None = None
-    unit: Unit | None = None
-    image_splitting: str | None = None
-    resolution: int | None = None
-    batch_size: int | None = None
-    rows_per_device: int = 1
-    frozen: tuple[str, ...] = ()
-    learning_rates: dict[str, float] = field(default_factory=dict)
-    arguments: dict[str, Any] = field(default_factory=dict)
-    distributed: dict[str, Any] = field(default_factory=dict)
-    peak_tflops: float | None = None
-    lanes: int = 8
-    window: int = 512
-    max_dropped_share: float = 0.05
-    seed: int = 0
 
 
 def load_settings(path: str | Path) -> PretrainingSettings:
@@ -82,7 +44,7 @@ def load_settings(path: str | Path) -> PretrainingSettings:
     Reads a YAML or JSON file.
 
     Args:
-        path: of entries as [`PretrainingSettings`] has fields; the sources' are [`SourceSettings`]'.
+        path: of entries as [`PretrainingSettings`] has fields.
 
     Raises:
         ValueError: it is neither, or has unknown, missing or wrong entries.

@@ -1,7 +1,7 @@
 """Runs from files: the sources of their data, and their entries checked by name."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,14 +11,14 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.image_utils import SizeDict
 
 from mm1_hf.data.examples import ExampleEncoder
-from mm1_hf.data.mixture import Mixture, Source
+from mm1_hf.data.mixture import Mixture, Source, Unit
 from mm1_hf.data.readers import read
 from mm1_hf.processing_mm1 import MM1Processor
 from mm1_hf.training.parallel import distributed_config
 from mm1_hf.training.recipes import DataSettings, Recipe
 
 
-Settings = TypeVar("Settings")
+Settings = TypeVar("Settings", bound="RunSettings")
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,60 @@ class SourceSettings:
     streaming: bool = False
 
 
+@dataclass(frozen=True)
+class RunSettings:
+    """
+    What every run's file may say. What is unset is as the recipe has it.
+
+    Args:
+        model: a saved model's folder or Hub id, with its processor, as [`mm1_hf.assemble`] makes them.
+        output_dir: where checkpoints and the trained model go. A run that was stopped goes on from its last checkpoint.
+        sources: by name.
+        sequence_length: positions of a row.
+        max_images: images of a row at most.
+        unit: what the weights count: `"rows"`, `"documents"` or `"tokens"`.
+        image_splitting: `"none"`, `"static"` or `"dynamic"`.
+        resolution: side in pixels of what static splitting cuts; otherwise of a tile.
+        batch_size: rows of a step over all devices.
+        rows_per_device: rows of one forward pass.
+        frozen: parts that are not trained: `"encoder"`, `"connector"`, `"decoder"`.
+        learning_rates: of parts that differ from the others.
+        arguments: fields of `TrainingArguments`.
+        distributed:
+            how the weights are split over processes, such as `{"fsdp_size": 8}`: see
+            [`mm1_hf.training.parallel.distributed_config`]. Unset, every process has all of them.
+        peak_tflops: of one device; with it the share of it that is reached is logged.
+        lanes, window, max_dropped_share: of the [`Mixture`].
+        seed: of the data's order.
+    """
+
+    model: str
+    output_dir: str
+    sources: dict[str, SourceSettings]
+    sequence_length: int | None = None
+    max_images: int | None = None
+    unit: Unit | None = None
+    image_splitting: str | None = None
+    resolution: int | None = None
+    batch_size: int | None = None
+    rows_per_device: int = 1
+    frozen: tuple[str, ...] = ()
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    distributed: dict[str, Any] = field(default_factory=dict)
+    peak_tflops: float | None = None
+    lanes: int = 8
+    window: int = 512
+    max_dropped_share: float = 0.05
+    seed: int = 0
+
+
 def load(kind: type[Settings], path: str | Path) -> Settings:
     """
     Reads a YAML or JSON file.
 
     Args:
-        kind: a dataclass with `sources`, the [`SourceSettings`] of each by name, and `frozen`.
+        kind: of [`RunSettings`].
         path: of entries as it has fields.
 
     Raises:
@@ -79,13 +127,13 @@ def _from_mapping(kind: Any, values: Any, where: str) -> Any:
         raise ValueError(f"{where}: {error}") from error
 
 
-def change_recipe(paper: Recipe, settings: Any) -> Recipe:
+def change_recipe(paper: Recipe, settings: RunSettings) -> Recipe:
     """
     A recipe with what the settings change.
 
     Args:
         paper: the recipe of the model's size.
-        settings: a run's, of the fields that [`load`] and [`build_mixture`] read.
+        settings: the run's.
 
     Raises:
         ValueError: a source without a weight whose name the recipe does not know.
@@ -156,7 +204,7 @@ def split_images(processor: MM1Processor, data: DataSettings) -> None:
     images.image_splitting = data.image_splitting
 
 
-def build_mixture(settings: Any, stage: Recipe, encoder: ExampleEncoder) -> Mixture:
+def build_mixture(settings: RunSettings, stage: Recipe, encoder: ExampleEncoder) -> Mixture:
     """
     The stream of a run's sources.
 

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: TRL's `SFTTrainer` with MM1's loss, packed rows and parts, and runs from a file of settings."""
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,13 +13,13 @@ from trl import SFTTrainer
 
 from mm1_hf.data.collation import MM1Collator
 from mm1_hf.data.examples import ChatEncoder
-from mm1_hf.data.mixture import Mixture, Unit
+from mm1_hf.data.mixture import Mixture
 from mm1_hf.data.packed import PackedDataset
 from mm1_hf.training.lora import LoraPreset, lora_config
 from mm1_hf.training.parts import freeze
 from mm1_hf.training.recipes import Recipe, recipe
 from mm1_hf.training.settings import (
-    SourceSettings,
+    RunSettings,
     build_mixture,
     change_recipe,
     load,
@@ -46,55 +46,20 @@ _FOLLOWED: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
-class SFTSettings:
+class SFTSettings(RunSettings):
     """
-    What `mm1 sft` reads from a YAML or JSON file. What is unset is as the recipe has it.
+    What `mm1 sft` reads from a YAML or JSON file: [`mm1_hf.training.settings.RunSettings`], and below. Of the layouts,
+    `"chat"` and `"llava_chat"` are conversations.
 
     Args:
-        model: a saved model's folder or Hub id, with its processor.
-        output_dir: where checkpoints and the trained model go. A run that was stopped goes on from its last checkpoint.
-        sources: by name; of the layouts, `"chat"` and `"llava_chat"` are conversations.
         recipe:
             the preset whose mixture and images these are, such as `"mm1.5-3b"`: the model itself does not say whether it is
             an MM1 or an MM1.5.
-        sequence_length: positions of a packed row.
-        max_images: images of a row at most.
-        unit: what the weights count: `"rows"`, `"documents"` or `"tokens"`.
-        image_splitting: `"none"`, `"static"` or `"dynamic"`.
-        resolution: side in pixels of what static splitting cuts; otherwise of a tile.
-        batch_size: rows of a step over all devices.
-        rows_per_device: rows of one forward pass.
         lora: a preset of [`mm1_hf.training.lora.lora_config`], whose adapter is then what is trained and saved.
-        frozen: parts that are not trained: `"encoder"`, `"connector"`, `"decoder"`. The papers freeze none.
-        learning_rates: of parts that differ from the others.
-        arguments: fields of `TrainingArguments`.
-        distributed: see [`mm1_hf.training.pretraining.PretrainingSettings`].
-        peak_tflops: of one device; with it the share of it that is reached is logged.
-        lanes, window, max_dropped_share: of the [`Mixture`].
-        seed: of the data's order.
     """
 
-    model: str
-    output_dir: str
-    sources: dict[str, SourceSettings]
     recipe: str | None = None
-    sequence_length: int | None = None
-    max_images: int | None = None
-    unit: Unit | None = None
-    image_splitting: str | None = None
-    resolution: int | None = None
-    batch_size: int | None = None
-    rows_per_device: int = 1
     lora: LoraPreset | None = None
-    frozen: tuple[str, ...] = ()
-    learning_rates: dict[str, float] = field(default_factory=dict)
-    arguments: dict[str, Any] = field(default_factory=dict)
-    distributed: dict[str, Any] = field(default_factory=dict)
-    peak_tflops: float | None = None
-    lanes: int = 8
-    window: int = 512
-    max_dropped_share: float = 0.05
-    seed: int = 0
 
 
 def load_settings(path: str | Path) -> SFTSettings:
@@ -102,7 +67,7 @@ def load_settings(path: str | Path) -> SFTSettings:
     Reads a YAML or JSON file.
 
     Args:
-        path: of entries as [`SFTSettings`] has fields; the sources' are [`SourceSettings`]'.
+        path: of entries as [`SFTSettings`] has fields.
 
     Raises:
         ValueError: it is neither, or has unknown, missing or wrong entries.
