@@ -6,7 +6,7 @@ import torch
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from mm1_hf.configuration_aim import AIMVisionConfig
-from mm1_hf.convert.checkpoint import WEIGHT_NAMES, Checkpoint, read_json, source_folder
+from mm1_hf.convert.checkpoint import Checkpoint, read_json, source_folder
 from mm1_hf.convert.engine import (
     MAX_SHARD_SIZE,
     Made,
@@ -71,7 +71,7 @@ def convert_aim(
         ValueError: the checkpoint is not AIM's, or has fewer layers.
     """
     path = source_folder(source, ["*.pth", "*.bin"] if allow_pickle else [])
-    checkpoint = Checkpoint(path, names=(*WEIGHT_NAMES, "backbone"), allow_pickle=allow_pickle)
+    checkpoint = Checkpoint(path, allow_pickle=allow_pickle)
     given = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     config = _configuration(checkpoint, given, num_layers)
     model = empty_model(AIMVisionModel, config)
