@@ -2,12 +2,14 @@
 
 import os
 
+import numpy as np
 import torch
 from tiny import tiny_vision
 from trainer_ranks import only_row
 from transformers import TrainerCallback, TrainingArguments
 
 from mm1_hf import MM1Config, MM1ForConditionalGeneration, MM1TextConfig
+from mm1_hf.training.balancing import ExampleSizes
 from mm1_hf.training.trainer import MM1Trainer
 
 
@@ -92,9 +94,18 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def train(
-    model: MM1ForConditionalGeneration, folder: str, accumulation: int, callbacks=(), peak_tflops=None, **settings
+    model: MM1ForConditionalGeneration,
+    folder: str,
+    accumulation: int,
+    callbacks=(),
+    peak_tflops=None,
+    balanced: bool = False,
+    **settings,
 ) -> dict:
-    """Two steps over all batches, each batch a micro-batch, as logs of each step and gradients of the first."""
+    """
+    Two steps over all batches, each batch a micro-batch, as logs of each step and gradients of the first; `balanced`, by
+    the sampler that deals a step's batches out by their cost.
+    """
     gradients = Gradients()
     arguments = {
         "output_dir": folder,
@@ -114,14 +125,18 @@ def train(
         "remove_unused_columns": False,
         **settings,
     }
+    dataset = batches()
+    tiles = np.array([len(batch.get("pixel_values", ())) for batch in dataset])
+    text = np.array([batch["input_ids"].numel() for batch in dataset]) - tiles * TOKENS
     trainer = MM1Trainer(
         model=model,
         args=TrainingArguments(**arguments),
-        train_dataset=batches(),
+        train_dataset=dataset,
         data_collator=only_row,
         source_names=SOURCES,
         callbacks=[gradients, *callbacks],
         peak_tflops=peak_tflops,
+        example_sizes=ExampleSizes(tiles, text, TOKENS) if balanced else None,
     )
     trainer.train()
     return {
@@ -142,5 +157,6 @@ def train_one_rank(rank: int, folder: str, runs: dict[str, tuple[str, dict | Non
     for name, (model_folder, split) in runs.items():
         options = {} if split is None else {"distributed_config": DistributedConfig(**split)}
         model = MM1ForConditionalGeneration.from_pretrained(model_folder, **options)
-        results[name] = train(model, folder, 2, ddp_find_unused_parameters=False)
+        balanced = name.endswith("balanced")
+        results[name] = train(model, folder, 2, ddp_find_unused_parameters=False, balanced=balanced)
     return results

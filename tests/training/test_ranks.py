@@ -10,6 +10,7 @@ from ranks import run_ranks
 # The model, and how its weights lie on the ranks; None is DistributedDataParallel without a search for unused ones.
 RUNS = {
     "dense-ddp": (DENSE, None),
+    "dense-ddp-balanced": (DENSE, None),
     "moe-ddp": (MOE, None),
     "dense-fsdp": (DENSE, {"fsdp_size": 2}),
     "moe-fsdp-ep": (MOE, {"fsdp_size": 2, "ep_size": 2}),
