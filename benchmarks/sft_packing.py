@@ -43,7 +43,7 @@ from mm1_hf.training.sft import MM1SFTTrainer
 WORDS = ("a", "small", "brown", "dog", "runs", "along", "the", "beach", "with", "sticks", "on", "sunny", "days")
 # Words of an answer: short ones of question answering, sentences, and long descriptions.
 KINDS = ((0.6, 1, 4), (0.3, 10, 40), (0.1, 100, 300))
-SAMPLES = 256
+SAMPLES = 192
 
 
 def conversations(number: int, side: int) -> datasets.Dataset:
@@ -124,8 +124,8 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048, help="positions of a packed row (default: 2048)")
     parser.add_argument("--positions", type=int, default=4096, help="of one forward pass at most (default: 4096)")
     parser.add_argument("--rounds", type=int, default=3, help="passes of each, in turn (default: 3)")
-    parser.add_argument("--width", type=int, default=128, help="of encoder and decoder (default: 128)")
-    parser.add_argument("--layers", type=int, default=8, help="of each (default: 8)")
+    parser.add_argument("--width", type=int, default=384, help="of encoder and decoder (default: 384)")
+    parser.add_argument("--layers", type=int, default=2, help="of each (default: 2)")
     parser.add_argument("--samples", type=int, default=SAMPLES, help=f"conversations (default: {SAMPLES})")
     options = parser.parse_args()
     datasets.disable_progress_bars()
