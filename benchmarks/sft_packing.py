@@ -28,6 +28,7 @@ from PIL import Image
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
+    GPT2Tokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
@@ -36,14 +37,13 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from mm1_hf import MM1ConnectorConfig, assemble
-from mm1_hf.quickstart.parts import load_decoder
 from mm1_hf.training.sft import MM1SFTTrainer
 
 
 WORDS = ("a", "small", "brown", "dog", "runs", "along", "the", "beach", "with", "sticks", "on", "sunny", "days")
 # Words of an answer: short ones of question answering, sentences, and long descriptions.
 KINDS = ((0.6, 1, 4), (0.3, 10, 40), (0.1, 100, 300))
-SAMPLES = 256
+SAMPLES = 192
 
 
 def conversations(number: int, side: int) -> datasets.Dataset:
@@ -124,14 +124,17 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048, help="positions of a packed row (default: 2048)")
     parser.add_argument("--positions", type=int, default=4096, help="of one forward pass at most (default: 4096)")
     parser.add_argument("--rounds", type=int, default=3, help="passes of each, in turn (default: 3)")
-    parser.add_argument("--width", type=int, default=128, help="of encoder and decoder (default: 128)")
-    parser.add_argument("--layers", type=int, default=12, help="of each (default: 12)")
+    parser.add_argument("--width", type=int, default=384, help="of encoder and decoder (default: 384)")
+    parser.add_argument("--layers", type=int, default=2, help="of each (default: 2)")
     parser.add_argument("--samples", type=int, default=SAMPLES, help=f"conversations (default: {SAMPLES})")
     options = parser.parse_args()
     datasets.disable_progress_bars()
     model_settings = {"side": 112, "tokens": 16, "width": options.width, "layers": options.layers}
     data = conversations(options.samples, model_settings["side"])
-    _, tokenizer = load_decoder()
+    # Small, so that not most of the time goes into the head, which TRL on a CPU applies to every position.
+    tokenizer = GPT2Tokenizer(eos_token="<eos>").train_new_from_iterator(
+        [" ".join(("user", "assistant", *WORDS))], 320
+    )
     _, processor = build(tokenizer, **model_settings)
     lengths = [
         len(processor.apply_chat_template(row["messages"], tokenize=True, return_dict=True)["input_ids"][0])

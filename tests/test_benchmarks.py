@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import byte_tokenizer
 
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -54,7 +53,6 @@ def test_image_processing(tmp_path, monkeypatch):
 
 def test_sft_packing(tmp_path, monkeypatch):
     benchmark = load("sft_packing")
-    monkeypatch.setattr(benchmark, "load_decoder", lambda: (None, byte_tokenizer()))
     monkeypatch.setattr(benchmark, "KINDS", ((0.5, 1, 3), (0.5, 5, 20)))
     output = tmp_path / "results" / "sft_packing.json"
     options = {
