@@ -120,15 +120,11 @@ def what(shape: Shape, draw: random.Random) -> Question:
 
 def lesson(pictures: list[Picture], steps: int, pictures_per_batch: int, draw: random.Random) -> list:
     """Passes over the pictures in ever new orders: every shape's place is asked for, and one shape's name."""
-    batches: list = []
-    while len(batches) < steps:
-        order = draw.sample(pictures, len(pictures))
-        for start in range(0, len(order) - pictures_per_batch + 1, pictures_per_batch):
-            chunk = order[start : start + pictures_per_batch]
-            batches.append(
-                [(each, [*map(where, each.shapes), what(draw.choice(each.shapes), draw)]) for each in chunk]
-            )
-    return batches[:steps]
+    number = steps * pictures_per_batch
+    passes = -(-number // len(pictures))
+    order = [picture for _ in range(passes) for picture in draw.sample(pictures, len(pictures))]
+    asked = [(each, [*map(where, each.shapes), what(draw.choice(each.shapes), draw)]) for each in order[:number]]
+    return [asked[start : start + pictures_per_batch] for start in range(0, number, pictures_per_batch)]
 
 
 @torch.no_grad()
@@ -218,7 +214,7 @@ def main() -> None:
     pictures += [draw_picture(index, draw.randint(2, 3), draw) for index in range(number_alone, options.pictures)]
     held_out = [draw_picture(index, draw.randint(2, 3), draw) for index in range(options.held_out)]
     steps_alone = options.steps * 3 // 10
-    batches = lesson(pictures[:number_alone], steps_alone, 2 * options.batch, draw)
+    batches = lesson(pictures[:number_alone], steps_alone, 3 * options.batch // 2, draw)
     batches += lesson(pictures[number_alone:], options.steps - steps_alone, options.batch, draw)
     features = encode_pictures(model, processor, pictures)
     connector = trained.get_base_model().model.connector

@@ -46,6 +46,11 @@ def texts(reading, kind: str) -> str:
     return "".join(place.text for place in reading.positions if place.kind == kind)
 
 
+def numbers(reading) -> list[int]:
+    """Of what is wrongly learned."""
+    return [int(warning.rpartition(": ")[2]) for warning in reading.warnings]
+
+
 @pytest.mark.parametrize(
     ("settings", "indicators"),
     [
@@ -101,7 +106,7 @@ def test_what_trls_collator_teaches_wrongly_is_flagged(columns):
     if columns == "messages":
         # Everything is, the question and the image's 5 tiles of 4 tokens among it.
         assert trls.count("image", learned=True) == trls.count("image") == 20
-        assert [warning.split()[0] for warning in trls.warnings] == ["20", "45", "1"]
+        assert numbers(trls) == [20, 45, 1]
         assert learned.startswith("<|im_start|>user")
     else:
         assert not trls.warnings and learned.startswith("A cat.")
@@ -191,10 +196,10 @@ def test_padding_and_first_tokens_that_are_learned_are_flagged(settings):
     starts = [place for place in wrong if place.segment == 2][:1]
     wrong[wrong.index(starts[0])] = type(starts[0])(**vars(starts[0]) | {"label": 7})
     padding = sum(not place.segment for place in wrong)
-    found = [warning.split()[0] for warning in type(reading)("wrong", tuple(wrong)).warnings]
+    found = numbers(type(reading)("wrong", tuple(wrong)))
     # Captions begin with their image, whose first token is a placeholder.
-    image_first = ["1"] if starts[0].kind == "image" else []
-    assert found == [*image_first, *([str(padding)] if padding else []), "1"]
+    image_first = [1] if starts[0].kind == "image" else []
+    assert found == [*image_first, *([padding] if padding else []), 1]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])

@@ -63,8 +63,8 @@ def test_the_terminal_marks_what_is_learned(chat):
     plain = render(chat, colour=False)
     ours, trls = plain.split("labels of mm1")[1].split("labels of trl")
     joined = re.sub(r"\s+", " ", ours)
-    assert "⟦<b>A & B</b> ␛[31mred.<|im_end|>⟧" in joined and joined.count("⟦") == 1
-    assert "!" not in ours and "! 20 image placeholders are learned" in trls
+    assert "⟦<b>A & B</b>⟧ ⟦␛[31mred.<|im_end|>⟧" in joined and joined.count("⟦") == 2
+    assert "!" not in ours and "! image placeholders are learned, as if the model were to write them: 20\n" in trls
     assert "⟦<image 0: 1,1 x4>⟧" in trls and "<image 0: overview x4>" in ours and "⟦<image" not in ours
     assert "80 x 90 pixels, scaled to 100 x 112 in 2 x 2 tiles and an overview" in plain
     assert "| 1,1  | 1,2  |" in plain and "\x1b" not in plain
@@ -72,6 +72,7 @@ def test_the_terminal_marks_what_is_learned(chat):
 
 def test_colours_end_with_their_lines(chat):
     coloured = render(chat, colour=True)
+    assert all(line.count("\x1b[0m") * 2 == line.count("\x1b[") for line in coloured.splitlines())
     assert "\x1b[30;42m" in coloured and "\x1b[97;41m" in coloured and "[31m" not in coloured.replace("␛[31m", "")
     stripped = re.sub(r"\x1b\[[\d;]*m", "", coloured)
     bare = re.sub("[⟦⟧]", "", render(chat, colour=False))
@@ -111,7 +112,7 @@ def test_the_page_holds_the_whole_row(name, request, tmp_path):
                 target = f"label {place.label}" if place.learned else "not learned"
                 assert title == f"position {index}, token {place.token_id}, {target}"
     assert next(shown, None) is None
-    assert all(f'class="warning">{warning.split()[0]}' in text for warning in row.readings[-1].warnings)
+    assert all(f'class="warning">{warning}' in text for warning in row.readings[-1].warnings)
     assert text.count('<div class="segment"') == len(row.segments) * len(row.readings)
 
 

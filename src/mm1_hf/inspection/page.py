@@ -53,13 +53,15 @@ def _images(row: InspectedRow) -> str:
         overview = "".join(_tile(row, number, tile) for number, tile in tiles if not tile.row)
         if overview:
             overview = f'<div class="overview">{overview}<p>overview</p></div>'
-        figures.append(
-            f"<figure><figcaption><b>image {index}</b> &middot; {image.height} &times; {image.width} pixels, scaled to "
+        caption = (
+            f"<b>image {index}</b> &middot; {image.height} &times; {image.width} pixels, scaled to "
             f"{layout.resized_height} &times; {layout.resized_width} in a grid of {layout.rows} &times; {layout.cols}"
-            f'</figcaption><div class="tiles"><div class="grid" style="--cols:{layout.cols}">{grid}</div>{overview}</div>'
-            "</figure>"
         )
-    return "\n".join(figures)
+        figures.append(
+            f'<figure class="{"split" if overview else "whole"}"><figcaption>{caption}</figcaption><div class="tiles">'
+            f'<div class="grid" style="--cols:{layout.cols}">{grid}</div>{overview}</div></figure>'
+        )
+    return f'<div class="figures">{chr(10).join(figures)}</div>'
 
 
 def _tile(row: InspectedRow, number: int, tile: Tile) -> str:
@@ -198,7 +200,9 @@ p { margin: 0 0 0.8rem; }
 .facts { display: flex; flex-wrap: wrap; gap: 0.5rem 2.25rem; margin: 0; }
 .facts dt { color: var(--muted); font-size: 0.85rem; }
 .facts dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
-figure { margin: 0 0 1.75rem; }
+.figures { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 1.5rem; }
+figure { margin: 0; flex: 1 0 100%; }
+.whole { flex: 0 1 11rem; } .whole figcaption { font-size: 0.85rem; }
 figcaption { margin-bottom: 0.5rem; color: var(--muted); }
 figcaption b { color: var(--text); }
 .tiles { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 1.5rem; }

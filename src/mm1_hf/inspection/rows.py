@@ -90,12 +90,12 @@ class Reading:
             if place.segment and (previous is None or previous.segment != place.segment)
         ]
         found = {
-            "image placeholders are learned: the model is trained to write <image>": self.count("image", True),
-            "tokens of tile indicators are learned, which the image processor writes": self.count("indicator", True),
-            "places of padding are learned": self.count("padding", True),
-            "segments have their first token learned, which nothing before it tells": sum(first),
+            "image placeholders are learned, as if the model were to write them": self.count("image", True),
+            "tile indicators are learned, which the image processor writes": self.count("indicator", True),
+            "padding is learned": self.count("padding", True),
+            "first tokens of segments are learned, which nothing before them tells": sum(first),
         }
-        return [f"{number:,} {what}" for what, number in found.items() if number]
+        return [f"{what}: {number:,}" for what, number in found.items() if number]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """A row in the terminal."""
 
+import re
 import shutil
-import textwrap
 from collections.abc import Iterator
+from itertools import groupby
 
 from mm1_hf.inspection.rows import InspectedRow, Position, Reading
 
@@ -16,6 +17,7 @@ _STYLES = {
     "padding": "2",
     "text": "",
     "wrong": "97;41",
+    "warning": "31",
 }
 
 # What a data set writes must not steer the terminal.
@@ -28,7 +30,7 @@ def render(row: InspectedRow, *, colour: bool) -> str:
 
     Args:
         row: what is shown.
-        colour: with ANSI colours. Without them what is learned stands between ⟦ and ⟧.
+        colour: with ANSI colours. Without them what is learned stands between ⟦ and ⟧, line by line.
     """
     sections = [_heading(row, colour)]
     if row.images:
@@ -88,51 +90,71 @@ def _reading(row: InspectedRow, reading: Reading, colour: bool) -> Iterator[str]
     yield _styled(f"labels of {reading.name}", "heading", colour)
     yield f"  {length:,} positions: {kinds}; {learned:,} learned ({learned / length:.1%})"
     for warning in reading.warnings:
-        yield "  " + _styled(f"! {warning}", "wrong", colour)
+        yield f"  ! {_styled(warning, 'warning', colour)}"
+    flow = _Flow(colour)
     segment = 0
-    text = ""
     for run in reading.runs():
         if run[0].segment != segment:
-            yield from _flow(text)
-            segment, text = run[0].segment, ""
+            segment = run[0].segment
             if segment and len(row.segments) > 1:
-                yield _styled(f"  example {segment}: {row.segments[segment - 1]}", "quiet", colour)
-        text += _run(row, run, colour)
-    yield from _flow(text)
+                flow.break_line()
+                flow.add(f"example {segment}: {row.segments[segment - 1]}", "quiet")
+            flow.break_line()
+        flow.add(*_run(row, run))
+    yield from flow.lines()
 
 
-def _run(row: InspectedRow, run: list[Position], colour: bool) -> str:
+def _run(row: InspectedRow, run: list[Position]) -> tuple[str, str, bool]:
+    """Its text and style, and whether lines may break inside."""
     kind = run[0].kind
-    text = "".join(place.text for place in run).translate(_CONTROL)
+    style = kind if not run[0].learned else "learned" if kind == "text" else "wrong"
     if kind == "image" and run[0].tile is not None:
         tile = row.tiles[run[0].tile]
-        text = f"<image {tile.image}: {tile.name} x{len(run)}>"
-    elif kind == "padding":
-        text = f"<{len(run):,} of padding>"
-    if not run[0].learned:
-        return _styled(text, kind, colour)
-    style = "learned" if kind == "text" else "wrong"
-    return _styled(text, style, colour) if colour else f"⟦{text}⟧"
+        return f"<image {tile.image}: {tile.name} x{len(run)}>", style, False
+    if kind == "padding":
+        return f"<{len(run):,} of padding>", style, False
+    return "".join(place.text for place in run).translate(_CONTROL), style, kind == "text"
 
 
 def _styled(text: str, style: str, colour: bool) -> str:
+    if not colour:
+        return f"⟦{text}⟧" if style in ("learned", "wrong") else text
     code = _STYLES[style]
-    if not colour or not code:
-        return text
-    # Line by line, so that a colour ends with its line.
-    return "\n".join(f"\x1b[{code}m{line}\x1b[0m" if line else "" for line in text.split("\n"))
+    return f"\x1b[{code}m{text}\x1b[0m" if code else text
 
 
-def _flow(text: str) -> Iterator[str]:
-    for line in text.split("\n") if text else ():
-        # Escapes have a width of their own to textwrap; lines come out shorter, never longer.
-        width = max(shutil.get_terminal_size().columns, 40)
-        yield from textwrap.wrap(
-            line,
-            width,
-            initial_indent="  ",
-            subsequent_indent="  ",
-            drop_whitespace=False,
-            break_long_words=False,
-            break_on_hyphens=False,
-        ) or [""]
+class _Flow:
+    """Text of several styles in lines as wide as the terminal."""
+
+    def __init__(self, colour: bool):
+        self.colour = colour
+        self.width = max(shutil.get_terminal_size().columns, 40) - 2
+        self.rows: list[list[tuple[str, str]]] = [[]]
+        self.used = 0
+
+    def break_line(self) -> None:
+        if self.rows[-1]:
+            self.rows.append([])
+        self.used = 0
+
+    def add(self, text: str, style: str, breakable: bool = True) -> None:
+        for word in re.findall(r"\n|[^\S\n]+|\S+", text) if breakable else [text]:
+            if word == "\n":
+                self.rows.append([])
+                self.used = 0
+                continue
+            if self.used and self.used + len(word) > self.width:
+                self.break_line()
+                if not word.strip():
+                    continue
+            self.rows[-1].append((word, style))
+            self.used += len(word)
+
+    def lines(self) -> Iterator[str]:
+        while self.rows and not self.rows[-1]:
+            self.rows.pop()
+        for row in self.rows:
+            pieces = []
+            for style, words in groupby(row, lambda piece: piece[1]):
+                pieces.append(_styled("".join(word for word, _ in words), style, self.colour))
+            yield f"  {''.join(pieces)}"
