@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -84,6 +85,14 @@ def test_the_text_has_the_models_own_numbers(repository, saved_once, tmp_path):
     assert "| our own captions | not stated | 55.0 % | not stated |" in text
     assert "under the most restrictive of these: **apple-amlr**" in text
     assert "It knows 13 colours." in text
+
+
+def test_what_it_sees_is_told_only_where_images_were_shuffled(repository):
+    result = ResultDetails("easy-VQA", "vicgalle/easy-vqa", "test", 1000, "accuracy", 0.99)
+    for shuffled in (None, 0.4):
+        details = CardDetails(evaluation=(replace(result, shuffled=shuffled),))
+        told = "shuffled images is what it sees" in model_card(repository, "a/b", details).text
+        assert told is (shuffled is not None)
 
 
 def test_nothing_is_said_that_nobody_told(repository):
