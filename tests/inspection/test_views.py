@@ -65,7 +65,7 @@ def test_the_terminal_marks_what_is_learned(chat):
     joined = re.sub(r"\s+", " ", ours)
     assert "⟦<b>A & B</b>⟧ ⟦␛[31mred.<|im_end|>⟧" in joined and joined.count("⟦") == 2
     assert "!" not in ours and "! image placeholders are learned, as if the model were to write them: 20\n" in trls
-    assert "⟦<image 0: 1,1 x4>⟧" in trls and "<image 0: overview x4>" in ours and "⟦<image" not in ours
+    assert "⟦(0, 1, 1)<image 0: 1,1 x4>" in trls and "<image 0: overview x4>" in ours and "⟦<image" not in ours
     assert "80 x 90 pixels, scaled to 100 x 112 in 2 x 2 tiles and an overview" in plain
     assert "| 1,1  | 1,2  |" in plain and "\x1b" not in plain
 
@@ -73,7 +73,9 @@ def test_the_terminal_marks_what_is_learned(chat):
 def test_colours_end_with_their_lines(chat):
     coloured = render(chat, colour=True)
     assert all(line.count("\x1b[0m") * 2 == line.count("\x1b[") for line in coloured.splitlines())
-    assert "\x1b[30;42m" in coloured and "\x1b[97;41m" in coloured and "[31m" not in coloured.replace("␛[31m", "")
+    assert "\x1b[30;42m" in coloured and "\x1b[97;41m" in coloured
+    # The data's own escape is none any more.
+    assert coloured.count("\x1b[31m") == len(chat.readings[1].warnings) == 3
     stripped = re.sub(r"\x1b\[[\d;]*m", "", coloured)
     bare = re.sub("[⟦⟧]", "", render(chat, colour=False))
     assert re.sub(r"\s+", "", stripped) == re.sub(r"\s+", "", bare)
