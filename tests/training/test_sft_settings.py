@@ -120,6 +120,9 @@ def test_the_continual_stage_cuts_1344_into_tiles_of_672(frozen, settings, tmp_p
     images = trainer.processing_class.image_processor
     assert (images.image_splitting, images.size["height"], images.static_grid) == ("static", 672, 2)
     assert images.get_number_of_image_patches(1344, 1344) == 5
+    assert trainer.model.config.vision_config.image_size == 672
+    patches = (672 // trainer.model.config.vision_config.patch_size) ** 2
+    assert trainer.model.model.connector.position_embedding.shape[1] == patches
     assert (trainer.args.optim, trainer.args.learning_rate) == ("adafactor", 1e-5)
     assert any(weight.requires_grad for weight in trainer.model.model.vision_tower.parameters()) is not bool(frozen)
 

@@ -13,9 +13,11 @@ from transformers.image_utils import SizeDict
 from mm1_hf.data.examples import ExampleEncoder
 from mm1_hf.data.mixture import Mixture, Source, Unit
 from mm1_hf.data.readers import read
+from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
 from mm1_hf.processing_mm1 import MM1Processor
 from mm1_hf.training.parallel import distributed_config
 from mm1_hf.training.recipes import DataSettings, Recipe
+from mm1_hf.training.resolution import set_tile_size
 
 
 Settings = TypeVar("Settings", bound="RunSettings")
@@ -202,6 +204,22 @@ def split_images(processor: MM1Processor, data: DataSettings) -> None:
     side = data.resolution // grid
     images.size = SizeDict(height=side, width=side)
     images.image_splitting = data.image_splitting
+
+
+def fit_tiles(model: MM1ForConditionalGeneration, processor: MM1Processor) -> None:
+    """
+    Makes a model one for its processor's tiles, its position embeddings interpolated, if it is for others.
+
+    Args:
+        model: with whole weights, before parts are frozen or adapters are added.
+        processor: set by [`split_images`].
+
+    Raises:
+        ValueError: see [`mm1_hf.training.resolution.set_tile_size`].
+    """
+    side = processor.image_processor.size["height"]
+    if side != model.config.vision_config.image_size:
+        set_tile_size(model, processor, side)
 
 
 def build_mixture(settings: RunSettings, stage: Recipe, encoder: ExampleEncoder) -> Mixture:

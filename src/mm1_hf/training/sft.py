@@ -22,6 +22,7 @@ from mm1_hf.training.settings import (
     RunSettings,
     build_mixture,
     change_recipe,
+    fit_tiles,
     load,
     load_model,
     print_left_out,
@@ -107,6 +108,7 @@ def build_trainer(settings: SFTSettings) -> "MM1SFTTrainer":
     processor = AutoProcessor.from_pretrained(settings.model)
     stage = build_recipe(settings, model)
     split_images(processor, stage.data)
+    fit_tiles(model, processor)
     stage.configure(model)
     freeze(model, settings.frozen)
     mixture = build_mixture(settings, stage, ChatEncoder(processor, stage.data.sequence_length, stage.data.max_images))
