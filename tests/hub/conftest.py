@@ -14,6 +14,8 @@ def hub(monkeypatch, tmp_path) -> Iterator[HubServer]:
         monkeypatch.setattr(hub_constants, "ENDPOINT", server.url)
         # The one behind huggingface_hub's functions has read it already.
         monkeypatch.setattr(hf_api.api, "endpoint", server.url)
+        # transformers' own keeps the endpoint, and which commit a branch was, of its first call.
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
         template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", False)
