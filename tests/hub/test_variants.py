@@ -1,7 +1,6 @@
 """Adapters and quantised variants as repositories of their own."""
 
 import json
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -80,7 +79,6 @@ def test_only_known_schemes_quantise(saved, tmp_path):
         quantize(saved[0], tmp_path / "variant", "int3")
 
 
-@pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao: pip install 'mm1_hf[quantize]'")
 def test_a_quantised_variant_is_published_and_loads(hub, saved, tmp_path, capsys):
     folder, model, processor = saved
     assert main(["push", str(folder), NAME, "--quantize", "int8"]) == 0, capsys.readouterr().err

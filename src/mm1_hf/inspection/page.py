@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from mm1_hf.inspection.rows import InspectedRow, Position, Reading, Tile
+from mm1_hf.page import write_html
 
 
 # Hues that tell the examples of a row apart.
@@ -28,7 +29,7 @@ def write_page(path: Path, row: InspectedRow) -> None:
     sections += [_reading(row, reading) for reading in row.readings]
     body = "\n".join(f"<section>\n{section}\n</section>" for section in sections)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_PAGE.format(title=escape(row.title), style=_STYLE, body=body), encoding="utf-8")
+    write_html(path, row.title, _STYLE, body)
 
 
 def _summary(row: InspectedRow) -> str:
@@ -162,25 +163,6 @@ def _token(place: Position, index: int) -> str:
     title = f"position {index}, token {place.token_id}, {target}"
     return f'<span class="t {_class(place)}" title="{title}">{text}</span>'
 
-
-_PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{style}
-</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
 
 _STYLE = """\
 :root { color-scheme: light dark; --text: #1d2430; --muted: #5c6675; --page: #fbfbfc; --panel: #eef1f5; --line: #d5dae2;

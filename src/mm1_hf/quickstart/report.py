@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from mm1_hf.page import write_html
 from mm1_hf.parameters import ParameterCount
 
 
@@ -61,7 +62,7 @@ def write_report(path: Path, results: QuickstartResults) -> None:
     ]
     body = "\n".join(f"<section>\n{section}\n</section>" for section in sections)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_PAGE.format(style=_STYLE, body=body), encoding="utf-8")
+    write_html(path, "MM1 quickstart", _STYLE, body)
 
 
 def _introduction(overall: KindAccuracy) -> str:
@@ -185,25 +186,6 @@ def _run(seconds: dict[str, float], environment: dict[str, str]) -> str:
     cells = "\n".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows)
     return f'<div class="scroll"><table>\n<tbody>\n{cells}\n</tbody>\n</table></div>'
 
-
-_PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>MM1 quickstart</title>
-<style>
-{style}
-</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
 
 _STYLE = """\
 :root { color-scheme: light dark; --text: #1d2430; --muted: #5c6675; --page: #fbfbfc; --panel: #eef1f5; --line: #d5dae2;

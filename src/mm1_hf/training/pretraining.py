@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from transformers import AutoProcessor
-from transformers.utils import logging
 
 from mm1_hf.data.examples import ExampleEncoder
-from mm1_hf.data.mixture import Mixture
 from mm1_hf.training.parts import freeze
 from mm1_hf.training.recipes import Recipe, Stage, recipe
 from mm1_hf.training.settings import (
@@ -18,14 +16,10 @@ from mm1_hf.training.settings import (
     fit_tiles,
     load,
     load_model,
-    print_left_out,
     split_images,
+    train_and_save,
 )
-from mm1_hf.training.streams import last_complete_checkpoint
 from mm1_hf.training.trainer import MM1Trainer
-
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,10 +112,5 @@ def pretrain(settings: PretrainingSettings) -> MM1Trainer:
     """
     trainer = build_trainer(settings)
     print(f"{build_recipe(settings, trainer.model)}\n")
-    checkpoint = last_complete_checkpoint(settings.output_dir)
-    if checkpoint is not None:
-        logger.warning(f"Going on from {checkpoint}.")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(settings.output_dir)
-    print_left_out(cast(Mixture, trainer.train_dataset))
+    train_and_save(trainer, settings.output_dir)
     return trainer

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from accelerate import PartialState
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.image_utils import SizeDict
+from transformers.utils import logging
 
 from mm1_hf.data.examples import ExampleEncoder
 from mm1_hf.data.mixture import Mixture, Source, Unit
@@ -18,7 +19,11 @@ from mm1_hf.processing_mm1 import MM1Processor
 from mm1_hf.training.parallel import distributed_config
 from mm1_hf.training.recipes import DataSettings, Recipe
 from mm1_hf.training.resolution import set_tile_size
+from mm1_hf.training.streams import last_complete_checkpoint
+from mm1_hf.training.trainer import MM1Trainer
 
+
+logger = logging.get_logger(__name__)
 
 Settings = TypeVar("Settings", bound="RunSettings")
 
@@ -254,13 +259,20 @@ def build_mixture(settings: RunSettings, stage: Recipe, encoder: ExampleEncoder)
     )
 
 
-def print_left_out(mixture: Mixture) -> None:
+def train_and_save(trainer: MM1Trainer, output_dir: str) -> None:
     """
-    Tells how many records of each source were left out, and why.
+    Trains from the last complete checkpoint, if there is one, saves what was trained, and tells how many records of each
+    source were left out, and why.
 
     Args:
-        mixture: after training.
+        trainer: over a [`Mixture`].
+        output_dir: the run's.
     """
-    for source, counts in mixture.drops().report().items():
+    checkpoint = last_complete_checkpoint(output_dir)
+    if checkpoint is not None:
+        logger.warning(f"Going on from {checkpoint}.")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(output_dir)
+    for source, counts in cast(Mixture, trainer.train_dataset).drops().report().items():
         if counts["dropped"]:
             print(f"{source}: of {counts['seen']} records, left out: {counts['dropped']}")

@@ -3,17 +3,15 @@
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import datasets
 import torch
 from transformers import AutoProcessor
-from transformers.utils import logging
 from trl import SFTTrainer
 
 from mm1_hf.data.collation import MM1Collator
 from mm1_hf.data.examples import ChatEncoder
-from mm1_hf.data.mixture import Mixture
 from mm1_hf.data.packed import PackedDataset
 from mm1_hf.training.lora import LoraPreset, lora_config
 from mm1_hf.training.parts import freeze
@@ -25,14 +23,10 @@ from mm1_hf.training.settings import (
     fit_tiles,
     load,
     load_model,
-    print_left_out,
     split_images,
+    train_and_save,
 )
-from mm1_hf.training.streams import last_complete_checkpoint
 from mm1_hf.training.trainer import MM1Trainer
-
-
-logger = logging.get_logger(__name__)
 
 
 # What TRL looks at, in place of rows that it does not know: of pictures, so that it leaves them to the collator.
@@ -140,12 +134,7 @@ def sft(settings: SFTSettings) -> "MM1SFTTrainer":
     """
     trainer = build_trainer(settings)
     print(f"{build_recipe(settings, trainer.model)}\n")
-    checkpoint = last_complete_checkpoint(settings.output_dir)
-    if checkpoint is not None:
-        logger.warning(f"Going on from {checkpoint}.")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(settings.output_dir)
-    print_left_out(cast(Mixture, trainer.train_dataset))
+    train_and_save(trainer, settings.output_dir)
     return trainer
 
 
