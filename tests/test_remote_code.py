@@ -13,27 +13,14 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
-from tiny import byte_tokenizer, tiny_decoder, tiny_vision
+from tiny import DECODER_SIZES, TINY_DECODERS, byte_tokenizer, tiny_vision
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from mm1_hf import MM1ConnectorConfig, MM1TextConfig, MM1TextForCausalLM, assemble
+from mm1_hf import MM1ConnectorConfig, assemble
 
 
-SMALL = {
-    "vocab_size": 257,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "eos_token_id": 256,
-}
-SPARSE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-DECODERS = {
-    "mm1_text": lambda: MM1TextForCausalLM(MM1TextConfig(**SMALL)),
-    "mm1_text-sparse": lambda: MM1TextForCausalLM(MM1TextConfig(**SMALL, **SPARSE)),
-    "llama": tiny_decoder,
-    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4, bos_token_id=None)),
+DECODERS = TINY_DECODERS | {
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**DECODER_SIZES, num_local_experts=4, bos_token_id=None)),
 }
 TEXT = "What is <image>?"
 

@@ -11,38 +11,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tiny import byte_tokenizer, tiny_decoder, tiny_vision
+from tiny import TINY_DECODERS, byte_tokenizer, tiny_vision
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import mm1_hf
-from mm1_hf import MM1ConnectorConfig, MM1ImageProcessor, MM1TextConfig, MM1TextForCausalLM, assemble
+from mm1_hf import MM1ConnectorConfig, MM1ImageProcessor, assemble
 
 
-SIZES = {
-    "vocab_size": 257,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "eos_token_id": 256,
-}
-SPARSE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-DECODERS = {
-    "mm1_text": lambda: MM1TextForCausalLM(MM1TextConfig(**SIZES)),
-    "mm1_text-sparse": lambda: MM1TextForCausalLM(MM1TextConfig(**SIZES, **SPARSE)),
-    "llama": tiny_decoder,
-}
-
-
-@pytest.fixture(scope="module", params=DECODERS)
+@pytest.fixture(scope="module", params=TINY_DECODERS)
 def parts(request):
     torch.manual_seed(0)
     connector = MM1ConnectorConfig(num_tokens=4, hidden_size=32, depth=1)
     images = MM1ImageProcessor(
         size={"height": 56, "width": 56}, image_splitting="dynamic", position_indicators="index"
     )
-    decoder = DECODERS[request.param]().eval()
+    decoder = TINY_DECODERS[request.param]().eval()
     return assemble(
         tiny_vision(), decoder, connector, tokenizer=byte_tokenizer(), image_processor=images, verbose=False
     )

@@ -16,7 +16,25 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from mm1_hf import AIMVisionConfig, AIMVisionModel, MM1ConnectorConfig, assemble
+from mm1_hf import (
+    AIMVisionConfig,
+    AIMVisionModel,
+    MM1ConnectorConfig,
+    MM1TextConfig,
+    MM1TextForCausalLM,
+    assemble,
+)
+
+
+DECODER_SIZES = {
+    "vocab_size": 257,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "eos_token_id": 256,
+}
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -52,17 +70,17 @@ def tiny_vision(kind: str = "clip", layers: int = 3):
 def tiny_decoder(vocab_size: int = 257, **fields):
     """A Llama 64 wide with as many embedding rows as `byte_tokenizer` has tokens."""
     torch.manual_seed(2)
-    sizes = {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "bos_token_id": None,
-        "eos_token_id": 256,
-    }
-    config = LlamaConfig(vocab_size=vocab_size, **{**sizes, **fields})
+    config = LlamaConfig(**{**DECODER_SIZES, "vocab_size": vocab_size, "bos_token_id": None, **fields})
     return LlamaForCausalLM(config).eval()
+
+
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+# The package's own and a foreign one.
+TINY_DECODERS = {
+    "mm1_text": lambda: MM1TextForCausalLM(MM1TextConfig(**DECODER_SIZES)),
+    "mm1_text-sparse": lambda: MM1TextForCausalLM(MM1TextConfig(**DECODER_SIZES, **_EXPERTS)),
+    "llama": tiny_decoder,
+}
 
 
 def tiny_mm1(vision: str = "clip", connector: MM1ConnectorConfig | None = None):
