@@ -9,6 +9,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Trainer, Training
 from transformers.utils import find_labels, is_flash_attn_2_available
 
 from mm1_hf import MM1Config, MM1ForConditionalGeneration, MM1TextConfig, MM1TextForCausalLM
+from mm1_hf.segment_attention import SEGMENT_SDPA
 
 
 IMAGE = 63
@@ -147,6 +148,36 @@ def test_compiled_flex_keeps_segments_apart(kind):
     # then names a size that it does not declare ("cur_kvSplitSize2 was not declared"): static shapes only, on a CPU.
     with torch._dynamo.config.patch(automatic_dynamic_shapes=False), torch.no_grad():
         close(model(**packed(padding=3)).logits[:, :24], expected)
+
+
+@pytest.mark.parametrize("use_cache", [None, True])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_segment_sdpa_learns_what_sdpa_learns(kind, use_cache):
+    model = build(kind).train()
+    batch = {name: torch.cat([value, value.flip(1)]) for name, value in packed(padding=3).items()}
+    # Turned round, an image's tokens are as many, and segments still lie side by side.
+    labels = batch["input_ids"].masked_fill((batch["input_ids"] == IMAGE) | (batch["segment_ids"] == 0), -100)
+    results = []
+    for attention in ("sdpa", SEGMENT_SDPA):
+        model.set_attn_implementation({"text_config": attention})
+        model.zero_grad()
+        output = model(**batch, labels=labels, use_cache=use_cache)
+        output.loss.backward()
+        results.append([output.logits, *(parameter.grad.clone() for parameter in model.parameters())])
+    for sdpa, segmented in zip(*results, strict=True):
+        close(segmented, sdpa)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_segment_sdpa_serves_rows_of_one_example_too(kind):
+    model = build(kind)
+    ids = torch.tensor([words(9, 1), words(9, 2)])
+    mask = torch.tensor([[0] * 3 + [1] * 6, [1] * 9])
+    expected = model(ids, attention_mask=mask).logits[mask.bool()]
+    tokens = model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
+    model.set_attn_implementation({"text_config": SEGMENT_SDPA})
+    close(model(ids, attention_mask=mask).logits[mask.bool()], expected)
+    assert torch.equal(model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False), tokens)
 
 
 @pytest.mark.gpu

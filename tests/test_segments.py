@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import find_packed_sequence_indices
 
+from mm1_hf.segment_attention import SEGMENT_SDPA
 from mm1_hf.segments import (
-    flash_segment_kwargs,
+    boundary_kwargs,
     mask_padding,
     require_packed_inputs,
     segment_positions,
@@ -100,14 +101,16 @@ def test_segments_of_another_shape_than_the_tokens_are_refused(segments):
         require_packed_inputs(segments, (1, 3), None, None)
 
 
-@pytest.mark.parametrize("implementation", ["flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"])
-def test_flash_attention_gets_the_boundaries_of_the_whole_batch(implementation):
+@pytest.mark.parametrize(
+    "implementation", ["flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2", SEGMENT_SDPA]
+)
+def test_variable_length_attention_gets_the_boundaries_of_the_whole_batch(implementation):
     segments = torch.tensor([[1, 1, 2, 2], [2, 2, 2, 0]])
-    kwargs = flash_segment_kwargs(segments, implementation)
+    kwargs = boundary_kwargs(segments, implementation)
     # A row's end is a boundary also where its neighbour's segment has the same number.
     assert kwargs["cu_seq_lens_q"].tolist() == [0, 2, 4, 7, 8]
     assert kwargs["cu_seq_lens_q"].dtype == torch.int32
     assert torch.equal(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"])
     assert kwargs["max_length_q"] == kwargs["max_length_k"] == 3
     for other in ("sdpa", "eager", "flex_attention", None):
-        assert flash_segment_kwargs(segments, other) == {}
+        assert boundary_kwargs(segments, other) == {}

@@ -34,7 +34,7 @@ from .modeling_mm1_text import (
 )
 from .quantization import keep_precise
 from .segments import (
-    flash_segment_kwargs,
+    boundary_kwargs,
     mask_padding,
     require_packed_inputs,
     segment_positions,
@@ -356,7 +356,7 @@ class MM1Model(MM1PreTrainedModel):
             "position_ids": segment_positions(segment_ids),
             "past_key_values": None,
             "use_cache": False,
-            **flash_segment_kwargs(segment_ids, self.language_model.config._attn_implementation),
+            **boundary_kwargs(segment_ids, self.language_model.config._attn_implementation),
         }
 
 
@@ -610,7 +610,7 @@ def keeps_examples_apart(decoder: PreTrainedModel, inputs_embeds: torch.Tensor) 
             inputs_embeds=rows,
             position_ids=segment_positions(segments),
             use_cache=False,
-            **flash_segment_kwargs(segments, implementation),
+            **boundary_kwargs(segments, implementation),
         )
         for module in training:
             module.training = True

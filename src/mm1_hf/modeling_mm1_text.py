@@ -26,7 +26,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_mm1 import MM1TextConfig
 from .losses import LiveTargets, live_targets, router_losses, z_loss
 from .segments import (
-    flash_segment_kwargs,
+    boundary_kwargs,
     mask_padding,
     require_packed_inputs,
     segment_positions,
@@ -462,7 +462,7 @@ class MM1TextModel(MM1TextPreTrainedModel):
             past_key_values, attention_mask = None, None
             mask_position_ids = segment_positions(segment_ids)
             position_ids = mask_position_ids if position_ids is None else position_ids
-            kwargs.update(flash_segment_kwargs(segment_ids, self.config._attn_implementation))
+            kwargs.update(boundary_kwargs(segment_ids, self.config._attn_implementation))
         else:
             # Training reads each row once: a cache there costs memory and hides restarting positions from the mask.
             if use_cache and past_key_values is None and not self.training:

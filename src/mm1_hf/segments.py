@@ -9,6 +9,8 @@ import torch
 from transformers.cache_utils import Cache
 from transformers.utils.generic import is_flash_attention_requested
 
+from .segment_attention import SEGMENT_SDPA
+
 
 def _starts(values: torch.Tensor, step: int) -> torch.Tensor:
     """Where a row's value is not its left neighbour's plus `step`: `(batch, sequence)`, true in the first column."""
@@ -125,10 +127,11 @@ def require_packed_inputs(
         )
 
 
-def flash_segment_kwargs(segment_ids: torch.Tensor, attn_implementation: str | None) -> dict[str, torch.Tensor | int]:
+def boundary_kwargs(segment_ids: torch.Tensor, attn_implementation: str | None) -> dict[str, torch.Tensor | int]:
     """
-    What variable-length flash attention needs to keep the segments of several rows apart. It reads restarting positions
-    by itself only for a single row, so the boundaries over the whole flattened batch are given to it.
+    What variable-length attention, flash or [`mm1_hf.segment_attention`], needs to keep the segments of several rows apart.
+    Flash reads restarting positions by itself only for a single row, so the boundaries over the whole flattened batch are
+    given.
 
     Args:
         segment_ids: `(batch, sequence)`, 0 for padding.
@@ -139,7 +142,8 @@ def flash_segment_kwargs(segment_ids: torch.Tensor, attn_implementation: str | N
         `max_length_k`, both in tokens; nothing for other attention implementations.
     """
     # Not by its first letters: without the flash-attn package the name becomes that of a kernel from the Hub.
-    if not is_flash_attention_requested(requested_attention_implementation=attn_implementation):
+    flash = is_flash_attention_requested(requested_attention_implementation=attn_implementation)
+    if not flash and attn_implementation != SEGMENT_SDPA:
         return {}
     starts = _starts(segment_ids, step=0).flatten().nonzero().flatten()
     boundaries = torch.cat([starts, starts.new_tensor([segment_ids.numel()])])

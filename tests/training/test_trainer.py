@@ -9,6 +9,8 @@ from transformers import MixtralConfig, Trainer, TrainingArguments, default_data
 
 from mm1_hf import MM1Config, MM1ConnectorConfig, MM1ForConditionalGeneration, MM1TextForCausalLM
 from mm1_hf.data.collation import MM1Collator
+from mm1_hf.segment_attention import SEGMENT_SDPA
+from mm1_hf.training.trainer import MM1Trainer
 
 
 def build() -> tuple[MM1ForConditionalGeneration, MM1Collator]:
@@ -260,3 +262,18 @@ def test_parts_on_disk_give_the_same_logits(tmp_path):
     assert next(offloaded.model.vision_tower.parameters()).device.type == "meta"
     with torch.no_grad():
         torch.testing.assert_close(offloaded(**batch).logits, model(**batch).logits)
+
+
+def test_on_a_cpu_packed_rows_are_attended_to_by_segment(tmp_path):
+    model, _ = build()
+    trainer(tmp_path, model, kind=MM1Trainer)
+    assert model.model.language_model.config._attn_implementation == SEGMENT_SDPA
+    assert model.model.vision_tower.config._attn_implementation == "sdpa"
+    # What the user chose stays, and so does what has no way to be told of segments.
+    model.set_attn_implementation("eager")
+    trainer(tmp_path, model, kind=MM1Trainer)
+    assert model.model.language_model.config._attn_implementation == "eager"
+    model.set_attn_implementation("sdpa")
+    model.model.language_model._supports_flash_attn = False
+    trainer(tmp_path, model, kind=MM1Trainer)
+    assert model.model.language_model.config._attn_implementation == "sdpa"

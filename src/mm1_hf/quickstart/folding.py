@@ -7,13 +7,14 @@ positions that it had, so that it computes what it computed alone, for about hal
 from collections.abc import Sequence
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 
 def fold_rows(
     rows: Sequence[torch.Tensor], labels: Sequence[torch.Tensor], groups: Sequence[int], ignored: int
 ) -> dict[str, torch.Tensor]:
     """
-    Folds all rows into a single one; rows of the same group share their common beginning.
+    Folds the rows of each group, which share their common beginning, into one.
 
     Args:
         rows: token ids `(tokens,)` each, without padding.
@@ -22,30 +23,28 @@ def fold_rows(
         ignored: the label of what is not learned.
 
     Returns:
-        `input_ids`, `labels`, `position_ids` `(1, sequence)` and `attention_mask` `(1, 1, sequence, sequence)`, true where
-        a token sees another.
+        `input_ids`, `labels`, `position_ids` `(groups, sequence)` and `attention_mask` `(groups, 1, sequence, sequence)`,
+        true where a token sees another. Rows are padded at their end, with tokens that see themselves.
     """
-    ids, kept_labels, positions, owners = [], [], [], []
-    # A token is seen by later ones of its own rest, and by all of its group if it is in the beginning.
+    ids, kept_labels, positions, rests = [], [], [], []
     for group in dict.fromkeys(groups):
         members = [index for index, other in enumerate(groups) if other == group]
         shared = _common_beginning([rows[index] for index in members], [labels[index] for index in members], ignored)
         pieces = [(members[0], 0, shared, 0)]
         pieces += [(index, shared, len(rows[index]), rest) for rest, index in enumerate(members, start=1)]
-        for index, start, end, rest in pieces:
-            ids.append(rows[index][start:end])
-            kept_labels.append(labels[index][start:end].clone())
-            positions.append(torch.arange(start, end))
-            owners.append(torch.tensor([[group, rest]]).expand(end - start, 2))
-    owner = torch.cat(owners)
-    same_group = owner[:, None, 0] == owner[None, :, 0]
-    visible = (owner[None, :, 1] == 0) | (owner[:, None, 1] == owner[None, :, 1])
-    causal = torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
+        ids.append(torch.cat([rows[index][start:end] for index, start, end, _ in pieces]))
+        kept_labels.append(torch.cat([labels[index][start:end] for index, start, end, _ in pieces]))
+        positions.append(torch.cat([torch.arange(start, end) for _, start, end, _ in pieces]))
+        rests.append(torch.cat([torch.full((end - start,), rest) for _, start, end, rest in pieces]))
+    rest = pad_sequence(rests, batch_first=True, padding_value=-1)
+    # A token is seen by later ones of its own rest, and by the whole row if it is in the beginning.
+    visible = (rest[:, None, :] == 0) | (rest[:, :, None] == rest[:, None, :])
+    causal = torch.ones(rest.shape[1], rest.shape[1], dtype=torch.bool).tril()
     return {
-        "input_ids": torch.cat(ids).unsqueeze(0),
-        "labels": torch.cat(kept_labels).unsqueeze(0),
-        "position_ids": torch.cat(positions).unsqueeze(0),
-        "attention_mask": (same_group & visible & causal)[None, None],
+        "input_ids": pad_sequence(ids, batch_first=True),
+        "labels": pad_sequence(kept_labels, batch_first=True, padding_value=ignored),
+        "position_ids": pad_sequence(positions, batch_first=True),
+        "attention_mask": (visible & causal)[:, None],
     }
 
 

@@ -11,6 +11,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from mm1_hf.data.mixture import SOURCES_KEY
 from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration, num_experts
+from mm1_hf.segment_attention import SEGMENT_SDPA
 from mm1_hf.training.balancing import BalancedTrainer
 from mm1_hf.training.metrics import PeriodSums, StepClock, TargetLosses, period_flops, period_logs
 from mm1_hf.training.parts import frozen_parts, parameter_groups
@@ -25,6 +26,9 @@ class MM1Trainer(BalancedTrainer, MixtureTrainer):
     With every training loss it logs, over all ranks and since the last time: `tokens_per_second`, padding left out;
     `images_per_second`, or `tiles_per_second` where the processor splits images; `mfu` where the peak is given; and what
     [`mm1_hf.training.metrics.period_logs`] lists. Time spent on evaluation and checkpoints does not count.
+
+    On a CPU, where packed rows cost the square of their length under `"sdpa"`, a decoder with it gets
+    [`mm1_hf.segment_attention`], which computes the same.
 
     Args:
         args, kwargs: those of `Trainer`, and `example_sizes` and `max_tiles` of [`BalancedTrainer`].
@@ -77,6 +81,14 @@ class MM1Trainer(BalancedTrainer, MixtureTrainer):
                 "The loss of each source is read off the model's own loss, which label_smoothing_factor, "
                 "compute_loss_func or another loss_function replace: leave these out, or give source_names=()."
             )
+        decoder = self._mm1().model.language_model
+        # What can run flash attention reads segments from the same arguments.
+        if (
+            self.args.device.type == "cpu"
+            and decoder.config._attn_implementation == "sdpa"
+            and decoder._supports_flash_attn
+        ):
+            decoder.set_attn_implementation(SEGMENT_SDPA)
         self._clock = StepClock()
         self.add_callback(self._clock)
         self._target_losses = TargetLosses()
