@@ -1,9 +1,14 @@
 """Adapters in an MM1: one that was made for another base is refused."""
 
+import re
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+
+# A weight of an adapter, and the adapter's name.
+_ADAPTED = re.compile(r"\.(?:lora_\w+|modules_to_save)\.([^.]+)")
 
 
 class AdapterLoadingMixin:
@@ -30,17 +35,18 @@ class AdapterLoadingMixin:
         self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         # PEFT's way in: all of an adapter's weights under the names they should have here.
-        given = {name: weight.shape for name, weight in state_dict.items() if ".lora_" in name}
+        given = {
+            name: (weight.shape, match[1]) for name, weight in state_dict.items() if (match := _ADAPTED.search(name))
+        }
         # Where processes share the weights, names and shapes here are those of the shards.
         if given and not (dist.is_available() and dist.is_initialized()):
-            adapters = {name.split(".lora_")[1].split(".")[1] for name in given}
-            own = {
-                prefix + name: weight.shape
-                for name, weight in self.named_parameters()  # ty: ignore[missing-attribute] -- a mixin
-                if ".lora_" in name and name.split(".lora_")[1].split(".")[1] in adapters
-            }
-            wrong = {name for name, shape in given.items() if own.get(name) != shape}
-            _require_fit(wrong, own.keys() - given.keys())
+            adapters = {adapter for _, adapter in given.values()}
+            weights = {prefix + name: weight.shape for name, weight in self.named_parameters()}  # ty: ignore[missing-attribute] -- a mixin
+            own = {name for name in weights if (match := _ADAPTED.search(name)) and match[1] in adapters}
+            wrong = {name for name, (shape, _) in given.items() if weights.get(name) != shape}
+            # Of a connector that is saved whole, PEFT leaves what has no place here under its name in the base.
+            wrong |= {name for name in state_dict if ".connector." in name and name not in weights}
+            _require_fit(wrong, own - given.keys())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # ty: ignore[missing-attribute] -- a mixin
 
 

@@ -149,9 +149,9 @@ def test_every_update_of_an_adapted_encoder_learns(vision):
     assert not without
 
 
-def other_base(**fields):
+def other_base(depth=3, **fields):
     decoder = tiny_decoder(**fields)
-    connector = MM1ConnectorConfig(num_tokens=4, hidden_size=32)
+    connector = MM1ConnectorConfig(num_tokens=4, hidden_size=32, depth=depth)
     return assemble(tiny_vision(), decoder, connector, tokenizer=byte_tokenizer(), verbose=False)[0]
 
 
@@ -162,6 +162,19 @@ def test_an_adapter_for_another_base_is_refused(way, layers, tmp_path):
     get_peft_model(made_for, lora_config(made_for, "decoder", r=4)).save_pretrained(tmp_path)
     sizes = {"hidden_size": 32} if layers == (2, 2) else {}
     model = other_base(num_hidden_layers=layers[1], **sizes)
+    with pytest.raises(ValueError, match=r"was made for another base: .*base_model_name_or_path"):
+        if way == "peft":
+            PeftModel.from_pretrained(model, tmp_path)
+        else:
+            model.load_adapter(str(tmp_path))
+
+
+@pytest.mark.parametrize("way", ["peft", "native"])
+def test_an_adapter_with_another_connector_is_refused(way, tmp_path):
+    """Its low-rank updates fit, and PEFT would drop the layers that this connector has not."""
+    made_for = other_base()
+    get_peft_model(made_for, lora_config(made_for, "decoder+connector", r=4)).save_pretrained(tmp_path)
+    model = other_base(depth=1)
     with pytest.raises(ValueError, match=r"was made for another base: .*base_model_name_or_path"):
         if way == "peft":
             PeftModel.from_pretrained(model, tmp_path)
