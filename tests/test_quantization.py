@@ -10,7 +10,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from mm1_hf import MM1ConnectorConfig, assemble
-from mm1_hf.quantization import keep_precise
+from mm1_hf.quantization import PRECISE_MODULES, keep_precise
 from mm1_hf.training.lora import lora_config
 
 
@@ -40,6 +40,14 @@ def test_one_s_own_choice_of_modules_stays():
     assert keep_precise(chosen) is chosen and chosen.llm_int8_skip_modules == ["lm_head"]
     unset = BitsAndBytesConfig(load_in_8bit=True)
     assert keep_precise(unset).llm_int8_skip_modules and unset.llm_int8_skip_modules is None
+
+
+def test_a_configuration_may_be_its_fields():
+    kept = keep_precise({"load_in_4bit": True})
+    assert kept.load_in_4bit and kept.llm_int8_skip_modules == PRECISE_MODULES
+    assert keep_precise({"load_in_8bit": True, "llm_int8_skip_modules": ["lm_head"]}).llm_int8_skip_modules == [
+        "lm_head"
+    ]
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -3,6 +3,8 @@
 import copy
 from typing import Any
 
+from transformers.quantizers.auto import AutoQuantizationConfig
+
 
 # As quantisers match them, from the model's root: with the head around it, and without.
 PRECISE_MODULES = ["model.vision_tower", "model.connector", "vision_tower", "connector", "lm_head"]
@@ -14,8 +16,9 @@ def keep_precise(quantization_config: Any) -> Any:
     lose shows in every image token.
 
     Args:
-        quantization_config: bitsandbytes', torchao's or another of transformers; one that names the modules to leave out
-            itself stays as it is, and so does one that cannot.
+        quantization_config:
+            bitsandbytes', torchao's or another of transformers, or its fields as a dict; one that names the modules to leave
+            out itself stays as it is, and so does one that cannot.
 
     Returns:
         A configuration for `from_pretrained`.
@@ -31,6 +34,8 @@ def keep_precise(quantization_config: Any) -> Any:
 
     ```
     """
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
     for field in ("llm_int8_skip_modules", "modules_to_not_convert"):
         if getattr(quantization_config, field, PRECISE_MODULES) is None:
             quantization_config = copy.copy(quantization_config)
