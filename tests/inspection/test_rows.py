@@ -1,3 +1,4 @@
+import base64
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mixtures import png, records
 from PIL import Image
 from tiny import tiny_mm1
 
+from mm1_hf import MM1ConnectorConfig
 from mm1_hf.data.collation import IGNORED, MM1Collator
 from mm1_hf.data.documents import Document, ImagePart
 from mm1_hf.data.layouts import LAYOUTS
@@ -168,7 +170,21 @@ def chat_settings(settings, tmp_path) -> str:
     return str(tmp_path / "chats.yaml")
 
 
-@pytest.mark.parametrize(("command", "run"), [(pretraining, "settings"), (sft, "chat_settings")])
+@pytest.fixture
+def unpooled_settings(chat_settings, tmp_path) -> str:
+    """With a connector of a token for each patch, and larger tiles than the saved model's."""
+    model, processor = tiny_mm1(connector=MM1ConnectorConfig(connector_type="linear", num_tokens=16))
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "linear")
+    written = yaml.safe_load(Path(chat_settings).read_text(encoding="utf-8"))
+    written |= {"model": str(tmp_path / "linear"), "resolution": 84, "sequence_length": 128}
+    (tmp_path / "linear.yaml").write_text(yaml.safe_dump(written), encoding="utf-8")
+    return str(tmp_path / "linear.yaml")
+
+
+@pytest.mark.parametrize(
+    ("command", "run"), [(pretraining, "settings"), (sft, "chat_settings"), (sft, "unpooled_settings")]
+)
 def test_rows_of_a_mixture_are_those_that_training_reads(command, run, request):
     settings = command.load_settings(request.getfixturevalue(run))
     loader = command.build_trainer(settings).get_train_dataloader()
@@ -220,6 +236,26 @@ def test_chats_are_read_from_data_sets(kind, saved, tmp_path):
     (reading,) = row.readings
     assert "".join(place.text for place in reading.positions if place.learned) == "Two.<|im_end|>"
     assert len(row.tiles) == 5 and row.tiles[0].picture.getpixel((20, 20)) == (255, 0, 0)
+
+
+def test_pictures_may_stand_in_the_messages(saved, tmp_path):
+    """Some in parts, by a path from the data's folder, one beside."""
+    (tmp_path / "red.png").write_bytes(png(255))
+    encoded = base64.b64encode(png(0)).decode()
+    parts = [
+        {"type": "image", "path": "red.png"},
+        {"type": "image"},
+        {"type": "image", "base64": encoded},
+        {"type": "text", "text": "Which is red?"},
+    ]
+    chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": "The first."}]
+    (tmp_path / "train.jsonl").write_text(json.dumps({"messages": chat, "image": "red.png"}), encoding="utf-8")
+    row = inspect_data(saved, tmp_path / "train.jsonl")
+    levels = {tile.image: tile.picture.getpixel((20, 20)) for tile in row.tiles}
+    assert levels == {0: (255, 0, 0), 1: (255, 0, 0), 2: (0, 0, 0)}
+    assert not row.readings[0].warnings
+    ours, theirs = inspect_data(saved, tmp_path / "train.jsonl", labels="trl").readings
+    assert theirs.count("image") == ours.count("image") == 4 * len(row.tiles)
 
 
 def test_documents_are_read_from_data_sets(saved, tmp_path):

@@ -261,7 +261,7 @@ def _chat(messages: list[Message], given_turns: int, record: Record, name: str) 
         content = []
         for part in message["content"]:
             if part.get("type") == "image":
-                parts.append(_image_of_part(part, record, name))
+                parts.append(image_of_part(part, record, name))
                 content.append({"type": "image"})
             else:
                 parts.append(_text(part.get("text"), name))
@@ -271,7 +271,18 @@ def _chat(messages: list[Message], given_turns: int, record: Record, name: str) 
     return Chat(document.kind, document.parts, name, tuple(bare), given_turns)
 
 
-def _image_of_part(part: Mapping[str, Any], record: Record, name: str) -> ImagePart:
+def image_of_part(part: Mapping[str, Any], record: Record, name: str) -> ImagePart:
+    """
+    The image that a part of a message holds.
+
+    Args:
+        part: with one of [`mm1_hf.data.chats.IMAGE_KEYS`].
+        record: which may say by [`FOLDER`] where a path begins.
+        name: the record's, for messages.
+
+    Raises:
+        Unusable: what is there is no image.
+    """
     key = next(key for key in IMAGE_KEYS if key in part)
     value = part[key]
     if isinstance(value, ImagePart):

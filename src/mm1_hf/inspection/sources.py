@@ -4,22 +4,23 @@ import copy
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from transformers import AutoConfig, AutoProcessor
 
-from mm1_hf.data.chats import Chat
+from mm1_hf.data.chats import IMAGE_KEYS, Chat, images_of
 from mm1_hf.data.collation import MM1Collator
-from mm1_hf.data.documents import Document, ImagePart, Unusable
+from mm1_hf.data.documents import Document, Unusable
 from mm1_hf.data.examples import ChatEncoder, Example, ExampleEncoder
-from mm1_hf.data.layouts import FOLDER, LAYOUTS, unwrapped
+from mm1_hf.data.layouts import FOLDER, LAYOUTS, image_of_part, unwrapped
 from mm1_hf.data.packing import build_row
 from mm1_hf.data.readers import read, read_records
 from mm1_hf.inspection.rows import InspectedRow, RowImage, read_tiles, read_tokens
 from mm1_hf.processing_mm1 import MM1Processor
 from mm1_hf.tiling import image_layout, sample_layouts
 from mm1_hf.training import pretraining, sft
+from mm1_hf.training.resolution import connector_for
 from mm1_hf.training.settings import build_mixture, split_images
 
 
@@ -38,17 +39,19 @@ def inspect_chat(
 
     Args:
         processor: the model's own.
-        example: `messages`, `prompt` and `completion`, or `text`; with `images`, pictures, where there are any.
+        example: `messages`, `prompt` and `completion`, or `text`; with pictures, where there are any, in `images` or in the
+            parts of messages.
         title: where it comes from.
         labels: `"trl"` shows the labels of TRL's collator, with its own defaults, beside those of [`MM1Collator`].
 
     Raises:
         ValueError: columns that MM1Collator cannot read, or TRL is asked for and not installed.
     """
+    example = _gathered(example, title)
     batches = {"mm1": MM1Collator(processor)([_copied(example)])}
     if labels == "trl":
         batches["trl"] = _trl_batch(processor, _copied(example))
-    sizes = processor.image_processor.image_sizes([list(example.get("images") or [])])[0]
+    sizes = processor.image_processor.image_sizes([example["images"]])[0]
     images = [
         RowImage(height, width, layout)
         for (height, width), layout in zip(
@@ -70,10 +73,33 @@ def inspect_chat(
     return InspectedRow(title, (title,), tuple(images), tiles, tuple(readings), processor.num_image_tokens)
 
 
-def _copied(example: Mapping[str, Any]) -> dict[str, Any]:
+def _gathered(example: Mapping[str, Any], title: str) -> dict[str, Any]:
+    """An example whose pictures all stand beside its messages, in reading order."""
+    beside, images = iter(images_of(example)), []
+    columns = {name: value for name, value in example.items() if name not in ("image", FOLDER)}
+    for name in ("messages", "prompt", "completion"):
+        if not isinstance(example.get(name), list):
+            continue
+        columns[name] = []
+        for message in example[name]:
+            content = message.get("content") if isinstance(message, Mapping) else None
+            if isinstance(content, list):
+                parts = []
+                for part in content:
+                    if isinstance(part, Mapping) and part.get("type") == "image":
+                        own = {key: part[key] for key in IMAGE_KEYS if part.get(key) is not None}
+                        images += [image_of_part(own, example, title).load()] if own else islice(beside, 1)
+                        part = {"type": "image"}
+                    parts.append(part)
+                message = {**message, "content": parts}
+            columns[name].append(message)
+    return columns | {"images": [*images, *beside]}
+
+
+def _copied(example: dict[str, Any]) -> dict[str, Any]:
     """TRL's collator changes what it is given. Pictures are shared."""
     columns = {name: copy.deepcopy(value) for name, value in example.items() if name != "images"}
-    return columns | {"images": list(example.get("images") or [])}
+    return columns | {"images": list(example["images"])}
 
 
 def _trl_batch(processor: MM1Processor, example: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -169,10 +195,9 @@ def inspect_data(
         records = read(data, layout, split=split)
         return inspect_document(processor, LAYOUTS[layout](_record(records, row, data), title))
     record = dict(unwrapped(_record(read_records(data, split=split), row, data), title))
-    folder = record.pop(FOLDER, None)
     given = record.pop("image", None) if "images" not in record else record.pop("images")
     given = [] if given is None else given if isinstance(given, list) else [given]
-    record["images"] = [_picture(image, folder) for image in given]
+    record["images"] = [image_of_part({"image": image}, record, title).load() for image in given]
     return inspect_chat(processor, _without_empty(record), title, labels)
 
 
@@ -181,14 +206,6 @@ def _record(records: Any, row: int, data: str | Path) -> Mapping[str, Any]:
     if found is None:
         raise ValueError(f"{data} has no row {row}; it has {len(records)}, counted from 0.")
     return found
-
-
-def _picture(image: Any, folder: str | None) -> Any:
-    if isinstance(image, Mapping):
-        image = image.get("path") if image.get("bytes") is None else image["bytes"]
-    if isinstance(image, str) and folder is not None and "://" not in image:
-        image = str(Path(folder) / image)
-    return ImagePart(image).load()
 
 
 def _without_empty(value: Any) -> Any:
@@ -216,6 +233,9 @@ def inspect_mixture(settings: pretraining.PretrainingSettings | sft.SFTSettings,
     else:
         stage, kind = pretraining.build_recipe(settings, config), ExampleEncoder
     split_images(processor, stage.data)
+    side = processor.image_processor.size["height"]
+    if side != config.vision_config.image_size:
+        processor.num_image_tokens = cast(int, connector_for(config, side).num_tokens)
     encoder = kind(processor, stage.data.sequence_length, stage.data.max_images)
     mixture = build_mixture(settings, stage, encoder)
     mixture.split(0, 1, settings.rows_per_device)

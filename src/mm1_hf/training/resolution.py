@@ -6,7 +6,7 @@ from typing import cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from mm1_hf.configuration_mm1 import vision_grid_size
+from mm1_hf.configuration_mm1 import MM1Config, MM1ConnectorConfig, vision_grid_size
 from mm1_hf.connectors import CAbstractor, interpolate_grid
 from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
 from mm1_hf.processing_mm1 import MM1Processor
@@ -52,12 +52,8 @@ def set_tile_size(model: MM1ForConditionalGeneration, processor: MM1Processor, t
             "The model's weights were split at load: set the tile size of a model that is whole, save it, and load that one."
         )
     new_grid = tile_size // patch_size
-    connector_config = copy.deepcopy(config.connector_config)
-    connector_config.grid_size = None
-    if connector_config.connector_type in ("linear", "mlp"):
-        connector_config.num_tokens = None
     # Raises where the connector cannot follow, before anything is changed.
-    connector_config.fit(connector_config.vision_hidden_size, connector_config.text_hidden_size, new_grid)
+    connector_config = connector_for(config, tile_size)
     inner, grid = model.model, vision_grid_size(config.vision_config)
     config.vision_config.image_size = tile_size
     config.connector_config.grid_size, config.connector_config.num_tokens = new_grid, connector_config.num_tokens
@@ -69,6 +65,27 @@ def set_tile_size(model: MM1ForConditionalGeneration, processor: MM1Processor, t
         )
     processor.image_processor.size = {"height": tile_size, "width": tile_size}
     processor.num_image_tokens = cast(int, connector_config.num_tokens)
+
+
+def connector_for(config: MM1Config, tile_size: int) -> MM1ConnectorConfig:
+    """
+    A model's connector for tiles of another size: with as many tokens where it pools, and as many as patches where not.
+
+    Args:
+        config: the model's.
+        tile_size: side in pixels, a multiple of the encoder's patch.
+
+    Raises:
+        ValueError: tiles of fewer patches than image tokens.
+    """
+    connector = copy.deepcopy(config.connector_config)
+    connector.grid_size = None
+    if connector.connector_type in ("linear", "mlp"):
+        connector.num_tokens = None
+    connector.fit(
+        connector.vision_hidden_size, connector.text_hidden_size, tile_size // config.vision_config.patch_size
+    )
+    return connector
 
 
 def _resized_tower(model: MM1ForConditionalGeneration, grid: int, new_grid: int) -> PreTrainedModel:
