@@ -105,13 +105,21 @@ def test_each_example_reads_what_the_last_one_wrote(pictures, tmp_path, monkeypa
     )
     assert (logits(tmp_path / "lora", batch) - logits(tmp_path / "sft", batch)).abs().max() > 1e-3
 
-    capsys.readouterr()
+    monkeypatch.syspath_prepend(EXAMPLES)
+    options = ("--output", tmp_path / "dpo", "--steps", 4, "--learning-rate", 1e-3)
+    run(monkeypatch, pictures, "dpo", "--model", tmp_path / "lora" / "merged", *options)
+    results = json.loads((tmp_path / "dpo" / "results.json").read_text(encoding="utf-8"))
+    assert results["after"]["eval_loss"] < results["before"]["eval_loss"]
+
+    # The adapter is loaded over its base, and answers as the whole model that it was merged into.
     asked = ("--image", pictures[0].path, "--max-new-tokens", 8, "Describe the picture.")
-    run(monkeypatch, pictures, "generate", "--model", tmp_path / "lora", *asked)
-    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "lora" / "merged").eval()
-    processor = AutoProcessor.from_pretrained(tmp_path / "lora" / "merged")
-    (expected,) = answer(model, processor, [(pictures[0].image(), "Describe the picture.")], max_new_tokens=8)
-    assert capsys.readouterr().out.strip() == expected
+    for folder, whole in (("lora", "lora/merged"), ("dpo", "dpo")):
+        capsys.readouterr()
+        run(monkeypatch, pictures, "generate", "--model", tmp_path / folder, *asked)
+        model = AutoModelForImageTextToText.from_pretrained(tmp_path / whole).eval()
+        processor = AutoProcessor.from_pretrained(tmp_path / whole)
+        (expected,) = answer(model, processor, [(pictures[0].image(), "Describe the picture.")], max_new_tokens=8)
+        assert capsys.readouterr().out.strip() == expected
 
 
 def test_drawn_pages_can_be_read():
