@@ -43,7 +43,7 @@ from mm1_hf.training.sft import MM1SFTTrainer
 WORDS = ("a", "small", "brown", "dog", "runs", "along", "the", "beach", "with", "sticks", "on", "sunny", "days")
 # Words of an answer: short ones of question answering, sentences, and long descriptions.
 KINDS = ((0.6, 1, 4), (0.3, 10, 40), (0.1, 100, 300))
-SAMPLES = 192
+SAMPLES = 384
 
 
 def conversations(number: int, side: int) -> datasets.Dataset:
