@@ -3,10 +3,12 @@ Teaches an MM1 to say where things are, and what is somewhere, in drawn pictures
 
     python examples/grounding.py --output grounding-mm1
 
-The parts are those of the quickstart: a frozen DINOv2 encoder, SmolLM2-135M with LoRA, of which the first layers alone are
-taken, and a new C-Abstractor. Boxes and points are written as Ferret writes them. Measured is recall@0.5 on pictures that
-were not trained on, beside the same questions with the pictures shuffled: what is left there was guessed. The default steps,
-what a CPU does in half an hour, are a beginning: recall@0.5 0.27, and 0.04 with shuffled pictures, in 248 questions.
+It begins with the quickstart's frozen DINOv2 encoder, a new C-Abstractor and a new decoder of four layers, which a CPU
+trains in 13 minutes; with `--model my-mm1` it adapts a model of yours with LoRA instead. Boxes and points are written as
+Ferret writes them. Measured is recall@0.5 on pictures that were not trained on, beside the same questions with the pictures
+shuffled: what is left there was guessed. By default: recall@0.5 0.99, and 0.04 with shuffled pictures, in 248 questions.
+Names are not there yet: of 100 asked for by a box or a point 47 are right (3 with shuffled pictures), hardly more than by
+naming any shape of the picture.
 """
 
 import argparse
@@ -19,16 +21,17 @@ from pathlib import Path
 import torch
 from peft import get_peft_model
 from PIL import Image, ImageDraw
+from transformers import AutoModelForImageTextToText, AutoProcessor, GPT2Tokenizer, LlamaConfig, LlamaForCausalLM
 
 import mm1_hf
-from mm1_hf.assemble import cast_parameters
 from mm1_hf.evaluation.answering import answer
 from mm1_hf.grounding.drawing import draw_regions
 from mm1_hf.grounding.regions import Box, iou, recall
 from mm1_hf.grounding.text import RegionFormat
-from mm1_hf.quickstart.parts import load_decoder, load_vision_encoder
+from mm1_hf.quickstart.parts import load_vision_encoder
 from mm1_hf.quickstart.training import centre_features, encode_pictures, faster_dtype, train
 from mm1_hf.training.lora import lora_config
+from mm1_hf.training.parts import freeze
 
 
 COLOURS = {
@@ -45,6 +48,11 @@ SHAPES = ("circle", "rectangle", "triangle")
 SIDE, GRID = 100, 10
 SMALLEST, LARGEST = 30, 50
 REGIONS = RegionFormat()
+# Of a new model's decoder, in tokens, channels and layers, and of its connector, in blocks.
+VOCABULARY, WIDTH, LAYERS, DEPTH = 600, 256, 4, 1
+# Which of the encoder's hidden states it reads. A linear probe finds a shape's colour and edges best in the middle of the
+# twelve layers; further up the features turn to what a picture is about.
+FEATURE_LAYER = -7
 
 
 @dataclass(frozen=True)
@@ -108,8 +116,9 @@ def draw_picture(image_id: int, number: int, draw: random.Random) -> Picture:
 
 
 def where(shape: Shape) -> Question:
-    """Grounding: from words to a box."""
-    return Question(f"Where is the {shape.name}?", REGIONS.write(shape.box, height=SIDE, width=SIDE))
+    """Grounding: from words to a box. The answer says the words again before their box, as Ferret grounds a caption."""
+    box = REGIONS.write(shape.box, height=SIDE, width=SIDE)
+    return Question(f"Where is the {shape.name}?", f"{shape.name} {box}")
 
 
 def what(shape: Shape, draw: random.Random) -> Question:
@@ -177,54 +186,80 @@ def measure(model, processor, pictures: list[Picture], seed: int) -> tuple[dict[
     return results, own
 
 
+def new_model(pictures: list[Picture]) -> tuple:
+    """An MM1 whose decoder has read nothing yet, and whose tokenizer knows the lesson's words."""
+    draw = random.Random(0)
+    questions = [
+        each for picture in pictures for shape in picture.shapes for each in (where(shape), what(shape, draw))
+    ]
+    tokenizer = GPT2Tokenizer(eos_token="<eos>").train_new_from_iterator(
+        [f"user {question.text} assistant {question.answer}" for question in questions], VOCABULARY
+    )
+    decoder = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=3 * WIDTH,
+            num_attention_heads=WIDTH // 32,
+            num_hidden_layers=LAYERS,
+            tie_word_embeddings=True,
+            # The usual 0.02 is for decoders of thousands of channels. In one this narrow attention then begins all but even,
+            # and for long finds no shape by its name.
+            initializer_range=WIDTH**-0.5,
+        )
+    )
+    return mm1_hf.assemble(
+        load_vision_encoder(),
+        decoder,
+        mm1_hf.MM1ConnectorConfig(num_tokens=25, hidden_size=WIDTH, depth=DEPTH),
+        tokenizer=tokenizer,
+        image_size=14 * GRID,
+        vision_feature_layer=FEATURE_LAYER,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="where the model, its figures and drawings go")
-    parser.add_argument("--steps", type=int, default=600, help="of training (default: 600)")
-    parser.add_argument("--pictures", type=int, default=1000, help="to train on (default: 1000)")
+    parser.add_argument("--model", help="an MM1 to adapt, a folder or Hub id (default: a new, small one)")
+    parser.add_argument("--steps", type=int, default=1500, help="of training (default: 1500)")
+    parser.add_argument("--pictures", type=int, default=3000, help="to train on (default: 3000)")
     parser.add_argument("--held-out", type=int, default=100, help="pictures to measure on (default: 100)")
-    parser.add_argument("--batch", type=int, default=4, help="pictures of a step (default: 4)")
-    parser.add_argument("--layers", type=int, default=8, help="of the decoder's 30 (default: 8)")
+    parser.add_argument("--batch", type=int, default=10, help="pictures of a step (default: 10)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = faster_dtype(device)
     start = time.perf_counter()
 
-    decoder, tokenizer = load_decoder()
-    del decoder.model.layers[options.layers :]
-    decoder.config.num_hidden_layers = len(decoder.model.layers)
-    model, processor = mm1_hf.assemble(
-        load_vision_encoder(),
-        decoder,
-        mm1_hf.MM1ConnectorConfig(num_tokens=25, hidden_size=512),
-        tokenizer=tokenizer,
-        image_size=140,
-        vision_feature_layer=-2,
-        dtype=dtype,
-    )
-    cast_parameters(model.to(device).model.connector, torch.float32)
-    trained = get_peft_model(model, lora_config(model, "decoder+connector", r=32))
-
     draw = random.Random(options.seed)
-    # One shape first: with several, a model guesses for long before it finds out what to look at.
-    number_alone = options.pictures // 4
-    pictures = [draw_picture(index, 1, draw) for index in range(number_alone)]
-    pictures += [draw_picture(index, draw.randint(2, 3), draw) for index in range(number_alone, options.pictures)]
+    pictures = [draw_picture(index, draw.randint(2, 3), draw) for index in range(options.pictures)]
     held_out = [draw_picture(index, draw.randint(2, 3), draw) for index in range(options.held_out)]
-    steps_alone = options.steps * 3 // 10
-    batches = lesson(pictures[:number_alone], steps_alone, 3 * options.batch // 2, draw)
-    batches += lesson(pictures[number_alone:], options.steps - steps_alone, options.batch, draw)
+    batches = lesson(pictures, options.steps, options.batch, draw)
+    if options.model is None:
+        model, processor = new_model(pictures[:300])
+        learning_rate = 1e-3
+    else:
+        model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=torch.float32)
+        processor = AutoProcessor.from_pretrained(options.model)
+        # The pictures are smaller than a tile.
+        processor.image_processor.image_splitting = "none"
+        learning_rate = 5e-4
+    model = model.to(device)
     features = encode_pictures(model, processor, pictures)
-    connector = trained.get_base_model().model.connector
-    centre_features(connector, features)
-    add_places(connector, features)
-    losses = train(trained, processor, features, batches, str(options.output / "training"), options.seed, dtype)
+    if options.model is None:
+        centre_features(model.model.connector, features)
+        add_places(model.model.connector, features)
+        freeze(model, ["encoder"])
+        trained = model
+    else:
+        trained = get_peft_model(model, lora_config(model, "decoder+connector", r=32))
+    folder, dtype = str(options.output / "training"), faster_dtype(device)
+    losses = train(trained, processor, features, batches, folder, options.seed, dtype, learning_rate)
     seconds = time.perf_counter() - start
 
-    model = trained.merge_and_unload()
-    cast_parameters(model, dtype)
+    if options.model is not None:
+        model = trained.merge_and_unload()
     model.save_pretrained(options.output)
     processor.save_pretrained(options.output)
     results, found = measure(model.eval(), processor, held_out, options.seed)

@@ -27,7 +27,7 @@ def test_the_connector_sees_features_without_their_mean(model):
 
 
 def test_connector_and_decoder_learn_at_their_own_rates(model):
-    rates = {id(weight): group["lr"] for group in optimizer(model).param_groups for weight in group["params"]}
+    rates = {id(weight): group["lr"] for group in optimizer(model, 5e-4).param_groups for weight in group["params"]}
     learned = {name: rates.pop(id(weight)) for name, weight in model.named_parameters() if weight.requires_grad}
     assert rates == {}
     assert {rate for name, rate in learned.items() if "connector" in name} == {1e-3}

@@ -20,6 +20,7 @@ from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
 from mm1_hf.processing_mm1 import MM1Processor
 from mm1_hf.quickstart.easy_vqa import Picture, Question
 from mm1_hf.quickstart.folding import fold_rows
+from mm1_hf.training.parts import parameter_groups
 from mm1_hf.vision import encode
 
 
@@ -27,7 +28,6 @@ Batch = list[tuple[Picture, list[Question]]]
 
 # The connector starts from nothing. At its rate the decoder would learn to guess before there is anything to see.
 _CONNECTOR_LEARNING_RATE = 1e-3
-_DECODER_LEARNING_RATE = 5e-4
 
 
 @torch.no_grad()
@@ -108,8 +108,10 @@ class CachedFeaturesTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
         inputs = dict(inputs)
-        connector = self.accelerator.unwrap_model(model).get_base_model().model.connector
-        tokens = connector(inputs.pop("picture_features"))
+        mm1 = self.accelerator.unwrap_model(model)
+        if isinstance(mm1, PeftModel):
+            mm1 = mm1.get_base_model()
+        tokens = mm1.model.connector(inputs.pop("picture_features"))
         inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
@@ -160,31 +162,25 @@ def training_arguments(output_dir: str, steps: int, seed: int, dtype: torch.dtyp
     )
 
 
-def optimizer(model: PeftModel) -> torch.optim.Optimizer:
-    """AdamW over what is trained, with a rate for the connector and one for the decoder's LoRA."""
-    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    connector = [weight for name, weight in trained.items() if ".connector." in name]
-    decoder = [weight for name, weight in trained.items() if ".connector." not in name]
+def optimizer(model: nn.Module, decoder_learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW over what is trained, with a rate for the connector and one for the decoder."""
     return torch.optim.AdamW(
-        [
-            {"params": connector, "lr": _CONNECTOR_LEARNING_RATE},
-            {"params": decoder, "lr": _DECODER_LEARNING_RATE},
-        ],
-        weight_decay=0.0,
+        parameter_groups(model, decoder_learning_rate, 0.0, {"connector": _CONNECTOR_LEARNING_RATE})
     )
 
 
 def train(
-    model: PeftModel,
+    model: nn.Module,
     processor: MM1Processor,
     features: dict[int, torch.Tensor],
     batches: list[Batch],
     output_dir: str,
     seed: int,
     dtype: torch.dtype,
+    decoder_learning_rate: float = 5e-4,
 ) -> list[tuple[int, float]]:
     """
-    Trains one step per batch, computing in `dtype`.
+    Trains what is not frozen of an MM1, or of what PEFT made of one, one step per batch, computing in `dtype`.
 
     Returns:
         The training loss over time, as steps and losses.
@@ -194,7 +190,7 @@ def train(
         args=training_arguments(output_dir, len(batches), seed, dtype),
         train_dataset=BatchDataset(batches),
         data_collator=CachedFeaturesCollator(processor, features),
-        optimizers=(optimizer(model), None),
+        optimizers=(optimizer(model, decoder_learning_rate), None),
     )
     trainer.train()
     return [(int(entry["step"]), float(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry]
