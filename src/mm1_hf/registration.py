@@ -36,6 +36,7 @@ MODEL_FILES = (
     "modeling_mm1_text.py",
     "processing_mm1.py",
     "quantization.py",
+    "segment_attention.py",
     "segments.py",
     "tiling.py",
     "vision.py",
