@@ -61,10 +61,18 @@ def test_each_row_is_found_again(groups):
     numbers = [index for index, group in enumerate(groups) for _ in group]
     labels = [torch.where(torch.arange(len(row)) < len(row) - 1, IGNORED, row) for row in rows]
     folded = fold_rows(rows, labels, numbers, IGNORED)
-    assert len(folded["input_ids"]) == len(groups)
+    assert len(folded["input_ids"]) <= len(groups)
     ends = (folded["labels"] != IGNORED).nonzero()
     assert len(ends) == len(rows)
-    for (group, end), row in zip(ends.tolist(), rows, strict=True):
-        seen = folded["attention_mask"][group, 0, end].nonzero().flatten()
-        assert folded["input_ids"][group, seen].tolist() == row.tolist(), "the last token sees its own row, in order"
-        assert folded["position_ids"][group, seen].tolist() == list(range(len(row)))
+    for (place, end), row in zip(ends.tolist(), rows, strict=True):
+        seen = folded["attention_mask"][place, 0, end].nonzero().flatten()
+        assert folded["input_ids"][place, seen].tolist() == row.tolist(), "the last token sees its own row, in order"
+        assert folded["position_ids"][place, seen].tolist() == list(range(len(row)))
+
+
+def test_short_groups_share_a_row():
+    rows = [torch.arange(length) for length in (9, 4, 4, 9, 4)]
+    labels = [torch.where(row < len(row) - 1, IGNORED, row) for row in rows]
+    folded = fold_rows(rows, labels, list(range(5)), IGNORED)
+    ends = (folded["labels"] != IGNORED).nonzero()
+    assert folded["input_ids"].shape == (4, 9) and ends[:, 0].tolist() == [0, 1, 1, 2, 3], "in their order"

@@ -14,7 +14,8 @@ def fold_rows(
     rows: Sequence[torch.Tensor], labels: Sequence[torch.Tensor], groups: Sequence[int], ignored: int
 ) -> dict[str, torch.Tensor]:
     """
-    Folds the rows of each group, which share their common beginning, into one.
+    Folds the rows of each group, which share their common beginning, into one. Short ones stand behind each other, as long
+    as they fit into the room of the longest.
 
     Args:
         rows: token ids `(tokens,)` each, without padding.
@@ -23,27 +24,47 @@ def fold_rows(
         ignored: the label of what is not learned.
 
     Returns:
-        `input_ids`, `labels`, `position_ids` `(groups, sequence)` and `attention_mask` `(groups, 1, sequence, sequence)`,
-        true where a token sees another. Rows are padded at their end, with tokens that see themselves.
+        `input_ids`, `labels`, `position_ids` `(batch, sequence)`, with the groups in their order, and `attention_mask`
+        `(batch, 1, sequence, sequence)`, true where a token sees another. Rows are padded at their end, with tokens that see
+        each other.
     """
-    ids, kept_labels, positions, rests = [], [], [], []
-    for group in dict.fromkeys(groups):
+    folded = []
+    for number, group in enumerate(dict.fromkeys(groups), start=1):
         members = [index for index, other in enumerate(groups) if other == group]
         shared = _common_beginning([rows[index] for index in members], [labels[index] for index in members], ignored)
         pieces = [(members[0], 0, shared, 0)]
         pieces += [(index, shared, len(rows[index]), rest) for rest, index in enumerate(members, start=1)]
-        ids.append(torch.cat([rows[index][start:end] for index, start, end, _ in pieces]))
-        kept_labels.append(torch.cat([labels[index][start:end] for index, start, end, _ in pieces]))
-        positions.append(torch.cat([torch.arange(start, end) for _, start, end, _ in pieces]))
-        rests.append(torch.cat([torch.full((end - start,), rest) for _, start, end, rest in pieces]))
-    rest = pad_sequence(rests, batch_first=True, padding_value=-1)
-    # A token is seen by later ones of its own rest, and by the whole row if it is in the beginning.
+        of_row = {
+            "input_ids": [rows[index][start:end] for index, start, end, _ in pieces],
+            "labels": [labels[index][start:end] for index, start, end, _ in pieces],
+            "position_ids": [torch.arange(start, end) for _, start, end, _ in pieces],
+            "rest": [torch.full((end - start,), rest) for _, start, end, rest in pieces],
+        }
+        of_row = {name: torch.cat(parts) for name, parts in of_row.items()}
+        folded.append(of_row | {"group": torch.full_like(of_row["rest"], number)})
+    longest = max(len(each["group"]) for each in folded)
+    packed: list[list[dict[str, torch.Tensor]]] = []
+    free = 0
+    for each in folded:
+        if len(each["group"]) > free:
+            packed.append([])
+            free = longest
+        packed[-1].append(each)
+        free -= len(each["group"])
+
+    def padded(name: str, value: int = 0) -> torch.Tensor:
+        joined = [torch.cat([each[name] for each in row]) for row in packed]
+        return pad_sequence(joined, batch_first=True, padding_value=value)
+
+    group, rest = padded("group"), padded("rest")
+    # A token is seen by later ones of its own rest, and by its whole group if it is in the beginning.
     visible = (rest[:, None, :] == 0) | (rest[:, :, None] == rest[:, None, :])
-    causal = torch.ones(rest.shape[1], rest.shape[1], dtype=torch.bool).tril()
+    visible &= group[:, None, :] == group[:, :, None]
+    causal = torch.ones(longest, longest, dtype=torch.bool).tril()
     return {
-        "input_ids": pad_sequence(ids, batch_first=True),
-        "labels": pad_sequence(kept_labels, batch_first=True, padding_value=ignored),
-        "position_ids": pad_sequence(positions, batch_first=True),
+        "input_ids": padded("input_ids"),
+        "labels": padded("labels", ignored),
+        "position_ids": padded("position_ids"),
         "attention_mask": (visible & causal)[:, None],
     }
 

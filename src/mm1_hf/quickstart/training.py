@@ -78,7 +78,7 @@ class BatchDataset(Dataset):
 
 @dataclass
 class CachedFeaturesCollator:
-    """Turns a batch of pictures into a folded row of questions each, with their features in place of their pixels."""
+    """Turns a batch of pictures into folded rows of questions, with the pictures' features in place of their pixels."""
 
     processor: MM1Processor
     features: dict[int, torch.Tensor]
