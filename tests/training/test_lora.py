@@ -5,24 +5,14 @@ from functools import cache
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
-from tiny import byte_tokenizer, tiny_decoder, tiny_mm1, tiny_vision
+from tiny import DECODER_SIZES, byte_tokenizer, tiny_decoder, tiny_mm1, tiny_vision
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from mm1_hf import MM1ConnectorConfig, MM1TextConfig, MM1TextForCausalLM, assemble
 from mm1_hf.training.lora import lora_config
 
 
-SIZES = {
-    "vocab_size": 257,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "eos_token_id": 256,
-    "pad_token_id": None,
-    "bos_token_id": None,
-}
+SIZES = {**DECODER_SIZES, "pad_token_id": None, "bos_token_id": None}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 DECODERS = {
     "own": lambda: MM1TextForCausalLM(MM1TextConfig(**SIZES)),
