@@ -233,9 +233,8 @@ def inspect_mixture(settings: pretraining.PretrainingSettings | sft.SFTSettings,
     else:
         stage, kind = pretraining.build_recipe(settings, config), ExampleEncoder
     split_images(processor, stage.data)
-    side = processor.image_processor.size["height"]
-    if side != config.vision_config.image_size:
-        processor.num_image_tokens = cast(int, connector_for(config, side).num_tokens)
+    # As fit_tiles does it to the run's model, which is not loaded here.
+    processor.num_image_tokens = cast(int, connector_for(config, processor.image_processor.size["height"]).num_tokens)
     encoder = kind(processor, stage.data.sequence_length, stage.data.max_images)
     mixture = build_mixture(settings, stage, encoder)
     mixture.split(0, 1, settings.rows_per_device)
