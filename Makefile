@@ -53,7 +53,7 @@ format: $(READY)  ## Mend style
 	$(BIN)/ruff format .
 
 docs: $(READY)  ## Write the generated pages of docs/
-	$(BIN)/python -m mm1_hf.parameters > docs/presets.md
+	$(BIN)/python -m mm1_hf.accounting.presets_page > docs/presets.md
 
 clean:  ## Remove what make created
 	rm -rf .venv $(SUITES) quickstart-mm1

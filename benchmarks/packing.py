@@ -27,7 +27,7 @@ from mm1_hf import MM1ImageProcessor, MM1Processor
 from mm1_hf.data.documents import Document
 from mm1_hf.data.examples import ExampleEncoder
 from mm1_hf.data.packing import pack
-from mm1_hf.quickstart.parts import load_decoder
+from mm1_hf.quickstart.embedded_parts import load_decoder
 
 
 LENGTH, IMAGE_TOKENS, MAX_IMAGES = 4096, 144, 16

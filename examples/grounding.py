@@ -28,7 +28,7 @@ from mm1_hf.evaluation.answering import answer
 from mm1_hf.grounding.drawing import draw_regions
 from mm1_hf.grounding.regions import Box, iou, recall
 from mm1_hf.grounding.text import RegionFormat
-from mm1_hf.quickstart.parts import load_vision_encoder
+from mm1_hf.quickstart.embedded_parts import load_vision_encoder
 from mm1_hf.quickstart.training import centre_features, encode_pictures, faster_dtype, train
 from mm1_hf.training.lora import lora_config
 from mm1_hf.training.parts import freeze

@@ -44,8 +44,8 @@ from typing import Any
 from datasets import Dataset, Features, Image, List, Value
 from tqdm import tqdm
 
+from mm1_hf.corpus.filters import ImageRepeats, filter_page
 from mm1_hf.data.documents import Document, ImagePart, Unusable
-from mm1_hf.data.filters import ImageRepeats, filter_page
 from mm1_hf.data.layouts import to_record
 
 
@@ -173,7 +173,7 @@ def manual_pages(folder: Path, limit: int | None) -> Iterator[Document]:
     Raises:
         ValueError: a manual is not in the folder.
     """
-    from mm1_hf.data.html import html_document
+    from mm1_hf.corpus.html import html_document
 
     for package, path in MANUALS.items():
         if not (folder / path).is_dir():

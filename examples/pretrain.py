@@ -22,13 +22,13 @@ from mm1_hf.data.examples import ExampleEncoder
 from mm1_hf.data.mixture import Mixture, Source
 from mm1_hf.data.readers import read
 from mm1_hf.evaluation.image_gain import image_gain
-from mm1_hf.quickstart.parts import load_decoder, load_vision_encoder
+from mm1_hf.model.vision import encode
+from mm1_hf.quickstart.embedded_parts import load_decoder, load_vision_encoder
 from mm1_hf.quickstart.training import faster_dtype
 from mm1_hf.training.parts import freeze
 from mm1_hf.training.recipes import recipe
 from mm1_hf.training.streams import last_complete_checkpoint
 from mm1_hf.training.trainer import MM1Trainer
-from mm1_hf.vision import encode
 
 
 # The paper's sources and weights, with the folder and layout of each.

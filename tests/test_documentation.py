@@ -23,16 +23,16 @@ _APPLICATIONS = ("mm1_hf.cli", "mm1_hf.quickstart")
 _BASES = {"MM1PreTrainedModel", "MM1TextPreTrainedModel"}
 # What users call beside the names of the package itself.
 _CALLED = {
-    "mm1_hf.configuration_mm1": ["MM1Config.from_preset"],
+    "mm1_hf.model.configuration_mm1": ["MM1Config.from_preset"],
     "mm1_hf.convert.decoders": ["text_config_of"],
     "mm1_hf.data.collation": ["MM1Collator"],
     "mm1_hf.evaluation.answering": ["chat"],
     "mm1_hf.grounding.regions": ["iou", "recall"],
     "mm1_hf.grounding.text": ["RegionFormat"],
     "mm1_hf.grounding.tiles": ["tile_views"],
-    "mm1_hf.parameters": ["count_parameters", "parameter_table"],
-    "mm1_hf.tiling": ["TilingConfig", "placeholder_text", "sample_layouts", "select_grid"],
-    "mm1_hf.training.flops": ["flops_formula"],
+    "mm1_hf.accounting.parameters": ["count_parameters", "parameter_table"],
+    "mm1_hf.model.tiling": ["TilingConfig", "placeholder_text", "sample_layouts", "select_grid"],
+    "mm1_hf.accounting.flops": ["flops_formula"],
     "mm1_hf.training.lora": ["lora_config"],
     "mm1_hf.training.parts": ["freeze", "parameter_groups"],
     "mm1_hf.training.recipes": ["Recipe.training_arguments", "recipe"],

@@ -38,7 +38,7 @@ def test_the_second_example_runs_as_written(folder, capsys, monkeypatch):
     tiny_decoder().save_pretrained(folder / text)
     byte_tokenizer().save_pretrained(folder / text)
     # The paper's 144 tokens are more than the 16 patches of a tiny encoder.
-    monkeypatch.setattr("mm1_hf.configuration_mm1._PAPER_TOKENS", 4)
+    monkeypatch.setattr("mm1_hf.model.configuration_mm1._PAPER_TOKENS", 4)
     assert MM1ConnectorConfig().num_tokens == 4
     exec(SECOND, {})
     printed = capsys.readouterr().out

@@ -11,7 +11,7 @@ from mm1_hf import (
     average_experts,
     upcycle,
 )
-from mm1_hf.modeling_mm1_text import MM1TextTopKRouter
+from mm1_hf.model.modeling_mm1_text import MM1TextTopKRouter
 
 
 TEXT = {

@@ -1,13 +1,13 @@
 """MM1 and MM1.5 as a first-class Hugging Face model. Importing the package registers it with transformers."""
 
 from .assemble import assemble
-from .configuration_aim import AIMVisionConfig
-from .configuration_mm1 import MM1Config, MM1ConnectorConfig, MM1TextConfig, preset_names
-from .image_processing_mm1 import MM1ImageProcessor
-from .modeling_aim import AIMVisionModel
-from .modeling_mm1 import MM1ForConditionalGeneration, MM1Model, MM1PreTrainedModel
-from .modeling_mm1_text import MM1TextForCausalLM, MM1TextModel, MM1TextPreTrainedModel
-from .processing_mm1 import MM1Processor
+from .model.configuration_aim import AIMVisionConfig
+from .model.configuration_mm1 import MM1Config, MM1ConnectorConfig, MM1TextConfig, preset_names
+from .model.image_processing_mm1 import MM1ImageProcessor
+from .model.modeling_aim import AIMVisionModel
+from .model.modeling_mm1 import MM1ForConditionalGeneration, MM1Model, MM1PreTrainedModel
+from .model.modeling_mm1_text import MM1TextForCausalLM, MM1TextModel, MM1TextPreTrainedModel
+from .model.processing_mm1 import MM1Processor
 from .registration import register
 from .upcycling import average_experts, upcycle
 

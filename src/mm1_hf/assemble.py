@@ -21,11 +21,11 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
-from .configuration_mm1 import ConnectorType, MM1Config, MM1ConnectorConfig, vision_grid_size
-from .image_processing_mm1 import MM1ImageProcessor
-from .modeling_mm1 import MM1ForConditionalGeneration
-from .processing_mm1 import MM1Processor
-from .vision import resize_positions
+from .model.configuration_mm1 import ConnectorType, MM1Config, MM1ConnectorConfig, vision_grid_size
+from .model.image_processing_mm1 import MM1ImageProcessor
+from .model.modeling_mm1 import MM1ForConditionalGeneration
+from .model.processing_mm1 import MM1Processor
+from .model.vision import resize_positions
 
 
 IMAGE_TOKEN = "<image>"

@@ -4,7 +4,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 from transformers.pipelines.any_to_any import AnyToAnyPipeline
 from transformers.pipelines.base import Pipeline
 
-from .modeling_mm1 import MM1PreTrainedModel
+from .model.modeling_mm1 import MM1PreTrainedModel
 
 
 class MM1AnyToAnyPipeline(AnyToAnyPipeline):

@@ -1,5 +1,7 @@
 """Makes `import mm1_hf` enough: Auto classes, pipelines and serving know MM1 afterwards."""
 
+from importlib.resources import files
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -13,33 +15,22 @@ from transformers.models.auto import modeling_auto
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import is_torchvision_available
 
-from .configuration_aim import AIMVisionConfig
-from .configuration_mm1 import MM1Config, MM1ConnectorConfig, MM1TextConfig
-from .image_processing_mm1 import MM1ImageProcessor
-from .modeling_aim import AIMVisionModel
-from .modeling_mm1 import MM1ForConditionalGeneration, MM1Model
-from .modeling_mm1_text import MM1TextForCausalLM, MM1TextModel
-from .processing_mm1 import MM1Processor
+from .model.configuration_aim import AIMVisionConfig
+from .model.configuration_mm1 import MM1Config, MM1ConnectorConfig, MM1TextConfig
+from .model.image_processing_mm1 import MM1ImageProcessor
+from .model.modeling_aim import AIMVisionModel
+from .model.modeling_mm1 import MM1ForConditionalGeneration, MM1Model
+from .model.modeling_mm1_text import MM1TextForCausalLM, MM1TextModel
+from .model.processing_mm1 import MM1Processor
 
 
-# What travels to the Hub as remote code: the model, complete by itself.
-MODEL_FILES = (
-    "adapters.py",
-    "configuration_aim.py",
-    "configuration_mm1.py",
-    "connectors.py",
-    "image_inputs.py",
-    "image_processing_mm1.py",
-    "losses.py",
-    "modeling_aim.py",
-    "modeling_mm1.py",
-    "modeling_mm1_text.py",
-    "processing_mm1.py",
-    "quantization.py",
-    "segment_attention.py",
-    "segments.py",
-    "tiling.py",
-    "vision.py",
+# What travels to the Hub as remote code: every module of `model/`, which is complete by itself. Presets stay in the package.
+MODEL_FILES = tuple(
+    sorted(
+        file.name
+        for file in files("mm1_hf.model").iterdir()
+        if file.name.endswith(".py") and file.name != "__init__.py"
+    )
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-from .configuration_mm1 import MM1TextConfig
+from .model.configuration_mm1 import MM1TextConfig
 
 
 Model = TypeVar("Model", bound=PreTrainedModel)

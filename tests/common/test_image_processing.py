@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoImageProcessor, PreTrainedConfig
 from transformers.testing_utils import slow
 
-from mm1_hf.image_processing_mm1 import MM1ImageProcessor
+from mm1_hf.model.image_processing_mm1 import MM1ImageProcessor
 
 
 common = pytest.importorskip("tests.test_image_processing_common")
@@ -81,7 +81,7 @@ class MM1ImageProcessingTest(common.ImageProcessingTestMixin, unittest.TestCase)
             import sys
             sys.modules["torchvision"] = None
             import numpy as np
-            from mm1_hf.image_processing_mm1 import MM1ImageProcessor
+            from mm1_hf.model.image_processing_mm1 import MM1ImageProcessor
             folder = sys.argv[1]
             processor = MM1ImageProcessor.from_pretrained(folder)
             np.save(folder + "/output.npy", processor(np.load(folder + "/input.npy"))["pixel_values"])

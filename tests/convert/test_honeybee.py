@@ -5,8 +5,8 @@ from safetensors.torch import save_file
 from tiny import tiny_mm1
 
 from mm1_hf import MM1ConnectorConfig
-from mm1_hf.connectors import build_connector
 from mm1_hf.convert import convert_honeybee, load_connector
+from mm1_hf.model.connectors import build_connector
 
 
 VISION, HIDDEN, TEXT, GRID, TOKENS = 32, 24, 64, 4, 4

@@ -17,7 +17,7 @@ from mm1_hf.data.collation import IGNORED, MM1Collator
 from mm1_hf.data.documents import Unusable
 from mm1_hf.data.examples import ChatEncoder
 from mm1_hf.data.layouts import LAYOUTS
-from mm1_hf.data.packed import PackedDataset
+from mm1_hf.data.packed_dataset import PackedDataset
 
 
 RED, WIDE = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (200, 60), "blue")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mm1_hf.data.documents import Document, Drops, ImagePart, Unusable
-from mm1_hf.image_inputs import fetch_images
+from mm1_hf.model.image_inputs import fetch_images
 
 
 def file_of(image: Image.Image, kind: str = "PNG", **options) -> bytes:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mm1_hf.data.examples import Example
 from mm1_hf.data.packing import build_row, pack
-from mm1_hf.segments import segment_positions
+from mm1_hf.model.segments import segment_positions
 
 
 def example(length: int, start: int = 0) -> Example:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from mm1_hf.accounting.parameters import count_parameters
 from mm1_hf.cli import main
 from mm1_hf.hub.card import (
     CardDetails,
@@ -18,7 +19,6 @@ from mm1_hf.hub.card import (
     model_card,
 )
 from mm1_hf.hub.repository import read_repository
-from mm1_hf.parameters import count_parameters
 
 
 FULL = {

@@ -9,7 +9,7 @@ from tiny import tiny_mm1
 
 from mm1_hf.data.documents import Document, ImagePart
 from mm1_hf.data.examples import ExampleEncoder
-from mm1_hf.inspection.page import write_page
+from mm1_hf.inspection.row_page import write_page
 from mm1_hf.inspection.rows import InspectedRow
 from mm1_hf.inspection.sources import inspect_chat, inspect_packed
 from mm1_hf.inspection.terminal import render

@@ -6,7 +6,7 @@ from tiny import tiny_mm1
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mm1_hf.data.collation import IGNORED, MM1Collator
-from mm1_hf.evaluation.answering import chat
+from mm1_hf.evaluation.answering import question_messages
 from mm1_hf.quickstart.folding import fold_rows
 
 
@@ -23,7 +23,7 @@ def test_folded_rows_learn_what_separate_rows_learn():
     for group, (colour, questions) in enumerate(QUESTIONS.items()):
         image = Image.new("RGB", (64, 64), colour)
         tiles.append(processor.image_processor([image], return_tensors="pt")["pixel_values"])
-        examples += [{"messages": chat(text, answer), "images": [image]} for text, answer in questions]
+        examples += [{"messages": question_messages(text, answer), "images": [image]} for text, answer in questions]
         groups += [group] * len(questions)
     rows = MM1Collator(processor)(examples)
     lengths = rows["attention_mask"].sum(dim=1).tolist()

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from mm1_hf import MM1Config
-from mm1_hf.parameters import count_parameters
+from mm1_hf.accounting.parameters import count_parameters
 from mm1_hf.quickstart.report import Example, KindAccuracy, QuickstartResults, write_report
 
 

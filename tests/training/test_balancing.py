@@ -12,9 +12,9 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from mm1_hf import MM1Config
+from mm1_hf.accounting.flops import causal_pairs, flops_formula
 from mm1_hf.data.collation import MM1Collator
 from mm1_hf.training.balancing import BalancedBatchSampler, ExampleSizes, batch_cost, measure
-from mm1_hf.training.flops import causal_pairs, flops_formula
 from mm1_hf.training.trainer import MM1Trainer
 
 

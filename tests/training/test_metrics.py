@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trainer_ranks import only_row
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from mm1_hf.accounting.flops import causal_pairs, flops_formula
 from mm1_hf.training import metrics
-from mm1_hf.training.flops import causal_pairs, flops_formula
 from mm1_hf.training.parts import freeze
 from mm1_hf.training.trainer import MM1Trainer
 

@@ -15,7 +15,7 @@ from trl.scripts import sft as trl_script
 
 from mm1_hf import MM1Config, MM1ForConditionalGeneration, MM1TextConfig
 from mm1_hf.data.collation import IGNORED, MM1Collator
-from mm1_hf.losses import router_losses
+from mm1_hf.model.losses import router_losses
 from mm1_hf.training.lora import lora_config
 from mm1_hf.training.sft import MM1SFTTrainer
 

@@ -9,7 +9,7 @@ from transformers import MixtralConfig, Trainer, TrainingArguments, default_data
 
 from mm1_hf import MM1Config, MM1ConnectorConfig, MM1ForConditionalGeneration, MM1TextForCausalLM
 from mm1_hf.data.collation import MM1Collator
-from mm1_hf.segment_attention import SEGMENT_SDPA
+from mm1_hf.model.segment_attention import SEGMENT_SDPA
 from mm1_hf.training.trainer import MM1Trainer
 
 

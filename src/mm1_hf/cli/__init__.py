@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             inspect(**options)
         elif verb == "plan":
-            from mm1_hf.training.planner import plan
+            from mm1_hf.planning.planner import plan
 
             print(plan(**options))
         elif verb == "pretrain":

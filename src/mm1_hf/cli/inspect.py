@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from mm1_hf.inspection.page import write_page
+from mm1_hf.inspection.row_page import write_page
 from mm1_hf.inspection.sources import CHAT, Labels, inspect_data, inspect_mixture
 from mm1_hf.inspection.terminal import render
 from mm1_hf.training import pretraining, sft

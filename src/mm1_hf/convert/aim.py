@@ -5,7 +5,6 @@ from os import PathLike
 import torch
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from mm1_hf.configuration_aim import AIMVisionConfig
 from mm1_hf.convert.checkpoint import Checkpoint, read_json, source_folder
 from mm1_hf.convert.engine import (
     MAX_SHARD_SIZE,
@@ -17,7 +16,8 @@ from mm1_hf.convert.engine import (
     target_names,
     write_model,
 )
-from mm1_hf.modeling_aim import AIMVisionModel
+from mm1_hf.model.configuration_aim import AIMVisionConfig
+from mm1_hf.model.modeling_aim import AIMVisionModel
 
 
 # Of every published size: 600M is 1536 wide, 1B 2048, 3B 3072, 7B 4096.

@@ -32,10 +32,10 @@ from typing import Any
 
 import torch
 
-from mm1_hf.configuration_mm1 import MM1TextConfig
 from mm1_hf.convert.checkpoint import Checkpoint, read_json, source_folder
 from mm1_hf.convert.engine import MAX_SHARD_SIZE, Made, empty_model, new_folder, target_names, write_model
-from mm1_hf.modeling_mm1_text import MM1TextForCausalLM
+from mm1_hf.model.configuration_mm1 import MM1TextConfig
+from mm1_hf.model.modeling_mm1_text import MM1TextForCausalLM
 
 
 _ATTENTION = "self_attention.attention"

@@ -10,7 +10,6 @@ import torch
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from mm1_hf.configuration_mm1 import MM1TextConfig
 from mm1_hf.convert.checkpoint import Checkpoint, source_folder
 from mm1_hf.convert.engine import (
     MAX_SHARD_SIZE,
@@ -23,7 +22,8 @@ from mm1_hf.convert.engine import (
     target_names,
     write_model,
 )
-from mm1_hf.modeling_mm1_text import MM1TextForCausalLM
+from mm1_hf.model.configuration_mm1 import MM1TextConfig
+from mm1_hf.model.modeling_mm1_text import MM1TextForCausalLM
 
 
 # Taken over from the foreign configuration where it has them.

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 from transformers.modeling_utils import PreTrainedModel
 
-from mm1_hf.configuration_mm1 import MM1ConnectorConfig
-from mm1_hf.connectors import build_connector
 from mm1_hf.convert.checkpoint import Checkpoint, source_folder
 from mm1_hf.convert.engine import Made, empty_model, expand, new_folder, target_names, write_model
-from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration, MM1Model
+from mm1_hf.model.configuration_mm1 import MM1ConnectorConfig
+from mm1_hf.model.connectors import build_connector
+from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration, MM1Model
 
 
 _PREFIX = "abstractor."

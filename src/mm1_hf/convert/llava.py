@@ -10,12 +10,12 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from mm1_hf.configuration_mm1 import MM1Config, MM1ConnectorConfig
 from mm1_hf.convert.checkpoint import Checkpoint, read_json, source_folder
 from mm1_hf.convert.engine import MAX_SHARD_SIZE, Made, empty_model, new_folder, target_names, write_model
-from mm1_hf.image_processing_mm1 import MM1ImageProcessor
-from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
-from mm1_hf.processing_mm1 import MM1Processor
+from mm1_hf.model.configuration_mm1 import MM1Config, MM1ConnectorConfig
+from mm1_hf.model.image_processing_mm1 import MM1ImageProcessor
+from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
+from mm1_hf.model.processing_mm1 import MM1Processor
 
 
 NEWLINE_TOKEN = "<image_newline>"

@@ -8,7 +8,6 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.image_utils import PILImageResampling
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from mm1_hf.configuration_mm1 import vision_sizes
 from mm1_hf.convert.checkpoint import WEIGHT_NAMES, Checkpoint, read_json, source_folder
 from mm1_hf.convert.engine import (
     MAX_SHARD_SIZE,
@@ -20,6 +19,7 @@ from mm1_hf.convert.engine import (
     target_names,
     write_model,
 )
+from mm1_hf.model.configuration_mm1 import vision_sizes
 
 
 _NAMES = ("open_clip_model", "open_clip_pytorch_model", *WEIGHT_NAMES)

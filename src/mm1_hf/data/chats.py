@@ -45,7 +45,7 @@ def require_generation_marks(chat_template: str | Mapping[str, str] | None) -> N
         raise ValueError(
             "Only what the assistant writes is learned, and this processor's chat template has no {% generation %} marks "
             "that say what that is. Put {% generation %} and {% endgeneration %} around the assistant's words and their "
-            "end mark, as in mm1_hf.processing_mm1.CHAT_TEMPLATE."
+            "end mark, as in mm1_hf.model.processing_mm1.CHAT_TEMPLATE."
         )
 
 
@@ -61,7 +61,7 @@ def images_of(example: Mapping[str, Any]) -> list[Any]:
     return list(example.get("images") or [])
 
 
-def chat_of(example: Mapping[str, Any], name: str) -> tuple[list[Message], int] | None:
+def read_messages(example: Mapping[str, Any], name: str) -> tuple[list[Message], int] | None:
     """
     The turns of a record, and how many of the assistant's are given.
 
@@ -105,7 +105,7 @@ def place_images(chat: list[Message], images: list[Any], name: str) -> list[Mess
     Puts images into a chat: in the places that it has for them, or before the first user's words.
 
     Args:
-        chat: turns as [`chat_of`] gives them, which are changed.
+        chat: turns as [`read_messages`] gives them, which are changed.
         images: those that stand beside it.
         name: the record's, for messages.
 

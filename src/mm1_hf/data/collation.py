@@ -6,8 +6,8 @@ from typing import Any, cast
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 
-from mm1_hf.data.chats import Message, chat_of, images_of, place_images, require_generation_marks
-from mm1_hf.processing_mm1 import MM1Processor
+from mm1_hf.data.chats import Message, images_of, place_images, read_messages, require_generation_marks
+from mm1_hf.model.processing_mm1 import MM1Processor
 
 
 IGNORED = -100
@@ -104,7 +104,7 @@ class MM1Collator:
         require_generation_marks(self.processor.chat_template)
         chats, given_turns = [], []
         for index, (example, example_images) in enumerate(zip(examples, images, strict=True)):
-            chat, given = cast(tuple[list[Message], int], chat_of(example, _name(index)))
+            chat, given = cast(tuple[list[Message], int], read_messages(example, _name(index)))
             chats.append(place_images(chat, example_images, _name(index)))
             given_turns.append(given)
         batch = self.processor.apply_chat_template(
@@ -137,7 +137,7 @@ def _name(index: int) -> str:
 
 
 def _kind(name: str, example: dict[str, Any]) -> str:
-    if chat_of(example, name) is not None:
+    if read_messages(example, name) is not None:
         return "messages" if example.get("messages") is not None else "prompt and completion"
     if example.get("text") is not None:
         return "text"

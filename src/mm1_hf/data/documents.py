@@ -13,7 +13,7 @@ from typing import Any, Literal
 from PIL import Image
 from transformers.utils import logging
 
-from mm1_hf.image_inputs import fetch_url, image_bytes, image_size, open_image
+from mm1_hf.model.image_inputs import fetch_url, image_bytes, image_size, open_image
 
 
 logger = logging.get_logger(__name__)

@@ -13,9 +13,9 @@ from jinja2 import TemplateError
 from mm1_hf.data.chats import Chat, Message, place_images, require_generation_marks
 from mm1_hf.data.collation import without_first_turns
 from mm1_hf.data.documents import Document, ImagePart, Unusable
-from mm1_hf.image_processing_mm1 import MM1ImageProcessor
-from mm1_hf.processing_mm1 import MM1Processor
-from mm1_hf.tiling import ImageLayout, placeholder_text, sample_layouts
+from mm1_hf.model.image_processing_mm1 import MM1ImageProcessor
+from mm1_hf.model.processing_mm1 import MM1Processor
+from mm1_hf.model.tiling import ImageLayout, placeholder_text, sample_layouts
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, Protocol, get_args
 
 from PIL import Image
 
-from mm1_hf.data.chats import IMAGE_KEYS, Chat, Message, chat_of, images_of, place_images
+from mm1_hf.data.chats import IMAGE_KEYS, Chat, Message, images_of, place_images, read_messages
 from mm1_hf.data.documents import Document, DocumentKind, ImagePart, Unusable
 
 
@@ -220,7 +220,7 @@ def chat(record: Record, name: str = "") -> Document:
     name = _name(record, name)
     images = [_image(image, record, name) for image in images_of(record)]
     try:
-        found = chat_of(record, name)
+        found = read_messages(record, name)
         if found is None:
             raise Unusable(WRONG_LAYOUT, f"{name}: it has the columns {_columns(record)}")
         messages = place_images(found[0], images, name)

@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
-from mm1_hf.processing_mm1 import MM1Processor
+from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
+from mm1_hf.model.processing_mm1 import MM1Processor
 
 
-def chat(question: str, answer: str | None = None) -> list[dict]:
+def question_messages(question: str, answer: str | None = None) -> list[dict]:
     """
     A question about one picture as a chat, with its answer for training.
 
@@ -21,9 +21,9 @@ def chat(question: str, answer: str | None = None) -> list[dict]:
     Example:
 
     ```python
-    >>> from mm1_hf.evaluation.answering import chat
+    >>> from mm1_hf.evaluation.answering import question_messages
 
-    >>> chat("What is it?", "A cat.")[-1]
+    >>> question_messages("What is it?", "A cat.")[-1]
     {'role': 'assistant', 'content': 'A cat.'}
 
     ```
@@ -63,7 +63,7 @@ def answer(
         for start in range(0, len(pairs), batch_size):
             chunk = pairs[start : start + batch_size]
             inputs = processor.apply_chat_template(
-                [chat(question) for _, question in chunk],
+                [question_messages(question) for _, question in chunk],
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,

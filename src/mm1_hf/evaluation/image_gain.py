@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from mm1_hf.data.documents import Document, ImagePart, Unusable
 from mm1_hf.data.examples import ExampleEncoder
 from mm1_hf.data.packing import build_row
-from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
-from mm1_hf.processing_mm1 import MM1Processor
+from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
+from mm1_hf.model.processing_mm1 import MM1Processor
 
 
 @dataclass(frozen=True)

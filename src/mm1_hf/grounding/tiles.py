@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mm1_hf.grounding.regions import Box, Point
-from mm1_hf.image_processing_mm1 import MM1ImageProcessor
-from mm1_hf.tiling import ImageLayout, image_layout, place_in_canvas, sample_layouts
+from mm1_hf.model.image_processing_mm1 import MM1ImageProcessor
+from mm1_hf.model.tiling import ImageLayout, image_layout, place_in_canvas, sample_layouts
 
 
 _RegionT = TypeVar("_RegionT", Point, Box)

@@ -13,11 +13,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.quantization_config import QuantizationMethod
 
-from mm1_hf.configuration_mm1 import MM1Config
+from mm1_hf.accounting.parameters import count_parameters
 from mm1_hf.hub.licenses import combine_licenses
 from mm1_hf.hub.repository import Repository
-from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
-from mm1_hf.parameters import count_parameters
+from mm1_hf.model.configuration_mm1 import MM1Config
+from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
 from mm1_hf.training.pretraining import build_recipe, load_settings
 from mm1_hf.training.streams import last_complete_checkpoint
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.exporters.configs import OnnxConfig
 from transformers.exporters.exporter_onnx import OnnxExporter
 
-from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
+from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
 
 
 IMAGE_FEATURES = "image_features"

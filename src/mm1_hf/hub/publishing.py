@@ -7,7 +7,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 
 from mm1_hf.hub.card import CardDetails, model_card
-from mm1_hf.hub.quantization import quantize as save_quantized
+from mm1_hf.hub.quantized_variant import quantize as save_quantized
 from mm1_hf.hub.repository import CARD_NAME, read_repository
 
 
@@ -37,7 +37,7 @@ def push(
         folder: of the model or adapter. Its `README.md` is taken as the card, unless it is a form that a library left.
         repo_id: such as `"user/name"`; created if it does not exist.
         details: what the card says beside what the model itself tells.
-        quantize: publish a quantised variant instead, by a scheme of [`mm1_hf.hub.quantization`].
+        quantize: publish a quantised variant instead, by a scheme of [`mm1_hf.hub.quantized_variant`].
         private: whether a new repository is; unset, as the account's own setting has it.
 
     Returns:

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from mm1_hf.configuration_mm1 import MM1Config
-from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
-from mm1_hf.processing_mm1 import MM1Processor
+from mm1_hf.model.configuration_mm1 import MM1Config
+from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
+from mm1_hf.model.processing_mm1 import MM1Processor
 from mm1_hf.registration import MODEL_FILES
 
 
@@ -93,7 +93,7 @@ def read_repository(folder: str | Path) -> Repository:
 
     found = {name: folder / name for name in names}
     # Those that the model was just built by, whatever version wrote the folder.
-    found |= {name: cast(Path, files("mm1_hf") / name) for name in MODEL_FILES}
+    found |= {name: cast(Path, files("mm1_hf.model") / name) for name in MODEL_FILES}
     return Repository(folder, found, _left_out(folder, found), model, processor)
 
 

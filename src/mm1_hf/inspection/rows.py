@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from mm1_hf.data.collation import IGNORED
-from mm1_hf.image_processing_mm1 import MM1ImageProcessor
-from mm1_hf.processing_mm1 import MM1Processor
-from mm1_hf.tiling import ImageLayout
+from mm1_hf.model.image_processing_mm1 import MM1ImageProcessor
+from mm1_hf.model.processing_mm1 import MM1Processor
+from mm1_hf.model.tiling import ImageLayout
 
 
 Kind = Literal["text", "image", "indicator", "padding"]

@@ -17,8 +17,8 @@ from mm1_hf.data.layouts import FOLDER, LAYOUTS, image_of_part, unwrapped
 from mm1_hf.data.packing import build_row
 from mm1_hf.data.readers import read, read_records
 from mm1_hf.inspection.rows import InspectedRow, RowImage, read_tiles, read_tokens
-from mm1_hf.processing_mm1 import MM1Processor
-from mm1_hf.tiling import image_layout, sample_layouts
+from mm1_hf.model.processing_mm1 import MM1Processor
+from mm1_hf.model.tiling import image_layout, sample_layouts
 from mm1_hf.training import pretraining, sft
 from mm1_hf.training.resolution import connector_for
 from mm1_hf.training.settings import build_mixture, split_images

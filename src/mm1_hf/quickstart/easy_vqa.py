@@ -10,7 +10,7 @@ from typing import Literal
 
 from PIL import Image
 
-from mm1_hf.quickstart.parts import package_folder
+from mm1_hf.quickstart.embedded_parts import package_folder
 
 
 Kind = Literal["shape", "colour", "yes/no"]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from mm1_hf.page import write_html
-from mm1_hf.parameters import ParameterCount
+from mm1_hf.accounting.parameters import ParameterCount
+from mm1_hf.reporting.page import write_html
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from peft import get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
+from mm1_hf.accounting.parameters import count_parameters, parameter_table
 from mm1_hf.assemble import assemble, cast_parameters
-from mm1_hf.configuration_mm1 import MM1ConnectorConfig
 from mm1_hf.evaluation.answering import answer
-from mm1_hf.parameters import count_parameters, parameter_table
+from mm1_hf.model.configuration_mm1 import MM1ConnectorConfig
 from mm1_hf.quickstart.easy_vqa import Lesson, Picture, Question, epoch_batches, load_split, majority_answers
-from mm1_hf.quickstart.parts import load_decoder, load_vision_encoder
+from mm1_hf.quickstart.embedded_parts import load_decoder, load_vision_encoder
 from mm1_hf.quickstart.report import Example, KindAccuracy, QuickstartResults, write_report
 from mm1_hf.quickstart.training import Batch, centre_features, encode_pictures, faster_dtype, train
 from mm1_hf.training.lora import lora_config

@@ -15,13 +15,13 @@ from transformers import Trainer, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mm1_hf.data.collation import IGNORED, MM1Collator
-from mm1_hf.evaluation.answering import chat
-from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
-from mm1_hf.processing_mm1 import MM1Processor
+from mm1_hf.evaluation.answering import question_messages
+from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
+from mm1_hf.model.processing_mm1 import MM1Processor
+from mm1_hf.model.vision import encode
 from mm1_hf.quickstart.easy_vqa import Picture, Question
 from mm1_hf.quickstart.folding import fold_rows
 from mm1_hf.training.parts import parameter_groups
-from mm1_hf.vision import encode
 
 
 Batch = list[tuple[Picture, list[Question]]]
@@ -89,7 +89,7 @@ class CachedFeaturesCollator:
         for index, (picture, questions) in enumerate(batch):
             image = picture.image()
             for question in questions:
-                examples.append({"messages": chat(question.text, question.answer), "images": [image]})
+                examples.append({"messages": question_messages(question.text, question.answer), "images": [image]})
                 pictures.append(index)
         rows = MM1Collator(self.processor)(examples)
         lengths = rows["attention_mask"].sum(dim=1).tolist()

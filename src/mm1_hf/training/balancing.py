@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
-from mm1_hf.configuration_mm1 import MM1Config
-from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
-from mm1_hf.processing_mm1 import MM1Processor
-from mm1_hf.training.flops import flops_formula
+from mm1_hf.accounting.flops import flops_formula
+from mm1_hf.model.configuration_mm1 import MM1Config
+from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
+from mm1_hf.model.processing_mm1 import MM1Processor
 from mm1_hf.training.parallel import data_rank
 from mm1_hf.training.parts import frozen_parts
 
@@ -115,7 +115,7 @@ def _undecoded(image: Any) -> Any:
 
 def batch_cost(model_or_config: MM1ForConditionalGeneration | MM1Config, frozen: Collection[str] = ()) -> BatchCost:
     """
-    The floating-point operations of a training step on padded batches, by [`mm1_hf.training.flops`]; every position with
+    The floating-point operations of a training step on padded batches, by [`mm1_hf.accounting.flops`]; every position with
     text counts as a target.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Literal
 from peft import LoraConfig
 from torch import nn
 
-from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
+from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
 
 
 LoraPreset = Literal["decoder", "decoder+connector", "all", "experts"]

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, TrainerCallback
 
-from mm1_hf.configuration_mm1 import MM1Config, MM1TextConfig
-from mm1_hf.losses import router_losses
-from mm1_hf.modeling_mm1 import num_experts
-from mm1_hf.modeling_mm1_text import choices_within_capacity
-from mm1_hf.segments import mask_padding, segment_positions, segments_from_positions
-from mm1_hf.training.flops import Flops, flops_formula
+from mm1_hf.accounting.flops import Flops, flops_formula
+from mm1_hf.model.configuration_mm1 import MM1Config, MM1TextConfig
+from mm1_hf.model.losses import router_losses
+from mm1_hf.model.modeling_mm1 import num_experts
+from mm1_hf.model.modeling_mm1_text import choices_within_capacity
+from mm1_hf.model.segments import mask_padding, segment_positions, segments_from_positions
 
 
 class StepClock(TrainerCallback):

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, TrainingArguments
 
-from mm1_hf.configuration_mm1 import MM1Config
-from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
-from mm1_hf.parameters import count_parameters
+from mm1_hf.accounting.parameters import count_parameters
+from mm1_hf.model.configuration_mm1 import MM1Config
+from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
 
 
 Stage = Literal["pretrain", "continual", "sft"]

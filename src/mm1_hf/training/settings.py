@@ -14,8 +14,8 @@ from transformers.utils import logging
 from mm1_hf.data.examples import ExampleEncoder
 from mm1_hf.data.mixture import Mixture, Source, Unit
 from mm1_hf.data.readers import read
-from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration
-from mm1_hf.processing_mm1 import MM1Processor
+from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
+from mm1_hf.model.processing_mm1 import MM1Processor
 from mm1_hf.training.parallel import distributed_config
 from mm1_hf.training.recipes import DataSettings, Recipe
 from mm1_hf.training.resolution import set_tile_size

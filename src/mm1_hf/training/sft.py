@@ -12,7 +12,7 @@ from trl import SFTTrainer
 
 from mm1_hf.data.collation import MM1Collator
 from mm1_hf.data.examples import ChatEncoder
-from mm1_hf.data.packed import PackedDataset
+from mm1_hf.data.packed_dataset import PackedDataset
 from mm1_hf.training.lora import LoraPreset, lora_config
 from mm1_hf.training.parts import freeze
 from mm1_hf.training.recipes import Recipe, recipe

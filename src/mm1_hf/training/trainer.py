@@ -10,8 +10,8 @@ from transformers import Trainer
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from mm1_hf.data.mixture import SOURCES_KEY
-from mm1_hf.modeling_mm1 import MM1ForConditionalGeneration, num_experts
-from mm1_hf.segment_attention import SEGMENT_SDPA
+from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration, num_experts
+from mm1_hf.model.segment_attention import SEGMENT_SDPA
 from mm1_hf.training.balancing import BalancedTrainer
 from mm1_hf.training.metrics import PeriodSums, StepClock, TargetLosses, period_flops, period_logs
 from mm1_hf.training.parts import frozen_parts, parameter_groups
@@ -28,7 +28,7 @@ class MM1Trainer(BalancedTrainer, MixtureTrainer):
     [`mm1_hf.training.metrics.period_logs`] lists. Time spent on evaluation and checkpoints does not count.
 
     On a CPU, where packed rows cost the square of their length under `"sdpa"`, a decoder with it gets
-    [`mm1_hf.segment_attention`], which computes the same.
+    [`mm1_hf.model.segment_attention`], which computes the same.
 
     Args:
         args, kwargs: those of `Trainer`, and `example_sizes` and `max_tiles` of [`BalancedTrainer`].
@@ -38,7 +38,7 @@ class MM1Trainer(BalancedTrainer, MixtureTrainer):
             them. With names the cross-entropy of each source is logged, from the same forward pass. Unset, a mixture's.
         peak_tflops:
             of one device, dense, in the type that is trained in: 989 for an H100 in bfloat16. With it the share that is
-            reached is logged, counted as [`mm1_hf.training.flops`] says, without what checkpointing computes again.
+            reached is logged, counted as [`mm1_hf.accounting.flops`] says, without what checkpointing computes again.
 
     Raises:
         ValueError: a peak that is not positive, or names of sources together with a loss that is not the model's own.

@@ -1,0 +1,89 @@
+"""Loading in 4 and 8 bits: only the decoder's layers are quantised."""
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, get_peft_model
+from tiny import byte_tokenizer, tiny_decoder, tiny_mm1, tiny_vision
+from torch import nn
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from mm1_hf import MM1ConnectorConfig, assemble
+from mm1_hf.model.quantization import PRECISE_MODULES, keep_precise
+from mm1_hf.training.lora import lora_config
+
+
+def converted(model, skipped: list[str] | None) -> set[str]:
+    """The linear layers that transformers' quantisers replace."""
+    skipped = HfQuantizer.get_modules_to_not_convert(model, skipped, model._keep_in_fp32_modules)
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return {name for name in linear if should_convert_module(name, skipped)}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("connector", ["c_abstractor", "attention", "linear", "mlp"])
+def test_only_the_decoder_s_layers_are_quantised(connector, tied):
+    connector = MM1ConnectorConfig(connector_type=connector, num_tokens=16, hidden_size=32)
+    decoder = tiny_decoder(tie_word_embeddings=tied)
+    model, _ = assemble(tiny_vision(), decoder, connector, tokenizer=byte_tokenizer(), verbose=False)
+    skipped = keep_precise(BitsAndBytesConfig(load_in_4bit=True)).llm_int8_skip_modules
+    assert any("vision_tower" in name for name in converted(model, None)), "what would happen otherwise"
+    names = converted(model, skipped)
+    assert len(names) == 14 and all(name.startswith("model.language_model.layers.") for name in names)
+    names = converted(model.model, skipped)
+    assert len(names) == 14 and all(name.startswith("language_model.layers.") for name in names)
+
+
+def test_one_s_own_choice_of_modules_stays():
+    chosen = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head"])
+    assert keep_precise(chosen) is chosen and chosen.llm_int8_skip_modules == ["lm_head"]
+    unset = BitsAndBytesConfig(load_in_8bit=True)
+    assert keep_precise(unset).llm_int8_skip_modules and unset.llm_int8_skip_modules is None
+
+
+def test_a_configuration_may_be_its_fields():
+    kept = keep_precise({"load_in_4bit": True})
+    assert kept.load_in_4bit and kept.llm_int8_skip_modules == PRECISE_MODULES
+    assert keep_precise({"load_in_8bit": True, "llm_int8_skip_modules": ["lm_head"]}).llm_int8_skip_modules == [
+        "lm_head"
+    ]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_model_is_trained_by_low_rank_updates(bits, tmp_path):
+    """QLoRA: the encoder and the connector as they were, the decoder nearly, and the connector learns whole."""
+    model, processor = tiny_mm1()
+    model.save_pretrained(tmp_path / "model")
+    batch = processor(text="a<image>bcd", images=torch.zeros(3, 56, 56, dtype=torch.uint8), return_tensors="pt")
+    quantized = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "model", quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
+    )
+    own, others = quantized.state_dict(), model.state_dict()
+    kept = {name for name in others if name in own and own[name].equal(others[name])}
+    assert kept == {name for name in others if ".layers." not in name or "vision_tower" in name or "norm" in name}
+    with torch.no_grad():
+        tokens = quantized.get_image_features(batch["pixel_values"]).pooler_output
+        assert torch.equal(tokens, model.get_image_features(batch["pixel_values"]).pooler_output)
+        difference = (quantized(**batch).logits - model(**batch).logits).abs().max()
+    assert 0 < difference < {4: 0.2, 8: 0.02}[bits]
+
+    adapted = get_peft_model(quantized, lora_config(quantized, "decoder+connector", r=4))
+    labels = batch["input_ids"].masked_fill(batch["input_ids"] == model.config.image_token_id, -100)
+    optimizer = torch.optim.AdamW([weight for weight in adapted.parameters() if weight.requires_grad], lr=5e-3)
+    losses = []
+    for _ in range(3):
+        loss = adapted(**batch, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    adapted.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        expected = adapted.eval()(**batch).logits
+        reloaded = AutoPeftModelForCausalLM.from_pretrained(
+            str(tmp_path / "adapter"),
+            quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}bit": True}),
+        )
+        assert torch.equal(reloaded.eval()(**batch).logits, expected)
