@@ -1,7 +1,7 @@
 """
-Images per second on one core: MM1's image processor beside those of LLaVA-NeXT, LLaVA-OneVision and Idefics3, with the same
-number and size of tiles, and beside the floor of one resize to the grid and one to the overview. README.md says how to read
-the results.
+Measures images per second on one core: MM1's image processor compared with those of LLaVA-NeXT, LLaVA-OneVision and
+Idefics3, which make the same number of tiles of the same size, and with the floor, which is one resize to the grid and
+one to the overview. README.md says how to read the results.
 
     python benchmarks/image_processing.py --photo FILE --output benchmarks/results/image_processing.json
 """
@@ -31,9 +31,9 @@ from transformers.utils import is_torchvision_available
 from mm1_hf import MM1ImageProcessor
 
 
-# Idefics3's tile, and MM1.5's.
+# Tile sizes of Idefics3 and of MM1.5.
 TILE_SIDES = (364, 672)
-# A grid of 2 x 2 and the overview.
+# A grid of 2 x 2 tiles and the overview.
 TILES = 5
 MEGAPIXELS = (0.3, 1.0, 3.0, 12.0)
 OURS = ("mm1_hf", "mm1_hf, uint8 tiles")
@@ -41,7 +41,7 @@ FLOORS = ("floor", "floor, channels last")
 
 
 def rivals(tile: int) -> dict[str, Any]:
-    """Every backend of each, by name."""
+    """All installed backends of the rivals' image processors, by name."""
     side, bicubic = {"height": tile, "width": tile}, Image.Resampling.BICUBIC
     grid = {"image_grid_pinpoints": [[2 * tile, 2 * tile]], "resample": bicubic}
     settings: dict[str, tuple[str, dict[str, Any]]] = {
@@ -61,17 +61,20 @@ def rivals(tile: int) -> dict[str, Any]:
 
 
 def floor(image: Image.Image | np.ndarray, sizes: list[tuple[int, int]], channels_last: bool) -> None:
-    """The two resizes that any such processor needs, by the kernel that ours uses, and nothing around them."""
+    """Does only the two resizes that every such processor needs, with the same kernel as MM1's processor."""
     pixels = torch.from_numpy(np.array(image) if isinstance(image, Image.Image) else image)
-    # The stride of a batch of one decides in which order the kernel leaves the channels.
+    # The strides of the input decide whether the kernel's output has the channels first or last in memory.
     batch = pixels[None].permute(0, 3, 1, 2) if channels_last else pixels.permute(2, 0, 1)[None]
     for size in sizes:
         F.interpolate(batch, size=size, mode="bicubic", antialias=True)
 
 
 def time_all(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of the one core, which other programs do not add to. The calls take turns in an order that changes,
-    because each finds the caches and the free memory that the one before it left."""
+    """
+    Measures the median processor time of each call in seconds. Time of other programs is not included. In each round
+    the calls run in a new random order, because each call is affected by the caches and the free memory that the
+    previous call left.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     shuffle = random.Random(0).shuffle
@@ -101,7 +104,9 @@ def measure(photo: Image.Image, rounds: int) -> list[dict]:
                 for name, call in calls.items():
                     shape = tuple(call()["pixel_values"].shape)
                     if np.prod(shape[:-3]) != TILES or shape[-2:] != (tile, tile):
-                        raise SystemExit(f"{name} gave {shape}, which is not {TILES} tiles of {tile}: no comparison.")
+                        raise SystemExit(
+                            f"{name} made tiles of shape {shape}; the comparison needs {TILES} tiles of {tile} pixels."
+                        )
                 for name in FLOORS:
                     calls[name] = partial(floor, given, sizes, channels_last=name != "floor")
                 seconds = time_all(calls, rounds)
@@ -124,7 +129,7 @@ def measure(photo: Image.Image, rounds: int) -> list[dict]:
 
 
 def summary(rows: list[dict]) -> dict[str, dict[str, float]]:
-    """The worst of all rows."""
+    """The worst values of all rows."""
     return {
         name: {
             "least_times_the_fastest_rival": min(row["times_the_fastest_rival"][name] for row in rows),
@@ -136,7 +141,7 @@ def summary(rows: list[dict]) -> dict[str, dict[str, float]]:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Images per second over megapixels, of Pillow images."""
+    """Draws a chart of images per second over megapixels, for Pillow images."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -160,9 +165,9 @@ def draw(rows: list[dict], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photo", type=Path, required=True, help="a photograph, resized to each number of megapixels")
-    parser.add_argument("--output", type=Path, required=True, help="where the JSON goes, and a chart beside it")
-    parser.add_argument("--rounds", type=int, default=21, help="times that each is called (default: 21)")
+    parser.add_argument("--photo", type=Path, required=True, help="photograph, which is resized to several sizes")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write; a chart is written beside it")
+    parser.add_argument("--rounds", type=int, default=21, help="number of calls of each processor (default: 21)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
@@ -179,14 +184,14 @@ def main() -> None:
         packages.append("torchvision")
     result = {
         "what": (
-            f"{TILES} tiles per photograph (2 x 2 and the overview), one photograph per call, bicubic, one thread; median "
-            f"CPU time of {arguments.rounds} rounds in which all take turns in random order"
+            f"{TILES} tiles per photograph (2 x 2 and the overview), one photograph per call, bicubic, one thread; "
+            f"median CPU time of {arguments.rounds} rounds, each of which calls every processor once, in random order"
         ),
         "floor": (
-            "torch's uint8 resize to the grid and to the overview, channels first as models take them; of a Pillow image, "
-            "its conversion by np.array too"
+            "torch's uint8 resize to the grid and to the overview, with the channels first, as models expect them; "
+            "for a Pillow image, this includes the conversion with np.array"
         ),
-        "floor, channels last": "the same resizes without bringing the channels first",
+        "floor, channels last": "the same resizes, but the channels stay last",
         "photo": arguments.photo.name,
         "hardware": f"{_processor()}, {os.cpu_count()} logical cores",
         "load_before": round(load, 2),

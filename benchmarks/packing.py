@@ -1,10 +1,12 @@
 """
-How full rows of 4096 are, and what packing them costs: ours beside padding, and beside TRL's strategies for text.
+Measures how full packed rows of 4096 positions are, and how long packing takes: MM1's packing compared with padding,
+and with TRL's packing strategies for text.
 
     python benchmarks/packing.py --output benchmarks/results/packing.json
 
-Lengths are drawn, not read: captions after CC12M (20 words on average, with a long tail) behind one image of 144 tokens,
-documents after OBELICS (815 text tokens and 2.5 images on average), text with a longer tail.
+The lengths are random numbers, not those of real data. Captions follow CC12M (20 words on average, with a long tail),
+after one image of 144 tokens; documents follow OBELICS (815 text tokens and 2.5 images on average); text has a longer
+tail.
 """
 
 import argparse
@@ -31,32 +33,32 @@ from mm1_hf.quickstart.embedded_parts import load_decoder
 
 
 LENGTH, IMAGE_TOKENS, MAX_IMAGES = 4096, 144, 16
-# As a mixture's lanes read them.
+# Number of records that a mixture packs at once.
 WINDOW = 512
 RECORDS = 512 * 20
 SENTENCE = "a small brown dog that runs along the beach with a stick in its mouth on a sunny day"
 
 
 def captions(draw: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Lengths and images of pairs; 26 tokens of text on average, and an end."""
+    """Lengths and numbers of images of pairs, with 26 tokens of text on average and an end-of-text token."""
     text = draw.lognormal(np.log(26) - 0.3, 0.77, RECORDS).clip(4, 512).astype(int)
     return (IMAGE_TOKENS + text + 1).tolist(), [1] * RECORDS
 
 
 def interleaved(draw: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Lengths and images of whole documents, before those longer than a row are cut."""
+    """Lengths and numbers of images of whole documents, before documents longer than a row are cut."""
     text = draw.lognormal(np.log(815) - 0.5, 1.0, RECORDS).clip(32, 30_000).astype(int)
     images = draw.geometric(1 / 2.5, RECORDS).clip(1, 30)
     return (text + IMAGE_TOKENS * images + 1).tolist(), images.tolist()
 
 
 def texts(draw: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Lengths of text documents."""
+    """Lengths and numbers of images (0) of text documents."""
     return draw.lognormal(np.log(900) - 0.72, 1.2, RECORDS).clip(16, 100_000).astype(int).tolist(), [0] * RECORDS
 
 
 def cut(lengths: list[int], images: list[int], max_images: int | None) -> Iterator[tuple[int, int]]:
-    """Documents in pieces of a row, with their images spread evenly."""
+    """Cuts documents into pieces that fit a row, with their images spread evenly over the pieces."""
     for length, number in zip(lengths, images, strict=True):
         limit = number if max_images is None else max_images
         pieces = max(-(-length // LENGTH), -(-number // max(limit, 1)), 1)
@@ -66,7 +68,7 @@ def cut(lengths: list[int], images: list[int], max_images: int | None) -> Iterat
 
 
 def ours(items: list[tuple[int, int]], max_images: int | None) -> dict[str, float]:
-    """Windows one after the other, as a mixture packs them."""
+    """Packs one window after the other, as a mixture does."""
     rows = used = 0
     waiting: list[tuple[int, int]] = []
     start = time.process_time()
@@ -78,7 +80,7 @@ def ours(items: list[tuple[int, int]], max_images: int | None) -> dict[str, floa
         waiting = [pool[item] for item in packing.left]
     seconds = time.process_time() - start
     images, positions = sum(number for _, number in items), sum(length for length, _ in items)
-    # No packing needs fewer rows than the positions, or the images, fill.
+    # Every packing needs at least as many rows as the positions fill, and as the images fill.
     fewest = max(positions / LENGTH, images / max_images if max_images else 0)
     return {
         "used": used / (rows * LENGTH),
@@ -88,7 +90,7 @@ def ours(items: list[tuple[int, int]], max_images: int | None) -> dict[str, floa
 
 
 def padded(items: list[tuple[int, int]], batch: int = 8) -> float:
-    """Share of positions used by batches of one item per row, padded to their longest."""
+    """Share of positions that are not padding in batches with one item per row, padded to the longest item."""
     draw = random.Random(0)
     lengths = [length for length, _ in draw.sample(items, len(items))]
     groups = [lengths[begin : begin + batch] for begin in range(0, len(lengths), batch)]
@@ -96,7 +98,7 @@ def padded(items: list[tuple[int, int]], batch: int = 8) -> float:
 
 
 def trl(items: list[tuple[int, int]], strategy: str) -> dict[str, float]:
-    """TRL packs text alone: the items' lengths without a word about images."""
+    """Packs the items with TRL, which knows only their lengths, not their images."""
     rows = datasets.Dataset.from_list([{"input_ids": [1] * length} for length, _ in items])
     start = time.process_time()
     packed = pack_dataset(rows, LENGTH, strategy, map_kwargs={"load_from_cache_file": False})
@@ -110,7 +112,7 @@ def trl(items: list[tuple[int, int]], strategy: str) -> dict[str, float]:
 
 
 def tokenizing(lengths: list[int]) -> float:
-    """Microseconds to make an example of a document with so many tokens of text."""
+    """Mean time in microseconds to make an example of a document whose text has one of these lengths in tokens."""
     _, tokenizer = load_decoder()
     words = SENTENCE.split()
     draw = random.Random(0)
@@ -138,7 +140,7 @@ def _hardware() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="where the JSON goes")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     datasets.disable_progress_bars()
     draw = np.random.default_rng(0)
@@ -150,7 +152,7 @@ def main() -> None:
             row = {"source": name, "max_images": max_images, "items": len(items), "ours": ours(items, max_images)}
             row["padded"] = {"used": padded(items)}
             if not any(images):
-                # Whole documents: what is longer than a row is TRL's to deal with.
+                # TRL gets whole documents: its strategies differ in what they do with documents longer than a row.
                 whole = list(zip(lengths, images, strict=True))
                 row |= {f"TRL {strategy}": trl(whole, strategy) for strategy in ("bfd", "bfd_split", "wrapped")}
             text = [length - IMAGE_TOKENS * number for length, number in items][: 8 * WINDOW]
@@ -160,9 +162,9 @@ def main() -> None:
     result = {
         "what": f"rows of {LENGTH} positions from windows of {WINDOW} records, CPU time of one process",
         "used": "share of the rows' positions that are not padding",
-        "reachable": "the share that no packing exceeds, because of the images a row may have",
-        "kept": "share of the tokens that are in a row at all; where unstated, all",
-        "share_of_tokenizing": "packing's time over that of making examples of the text, images not counted",
+        "reachable": "the largest share that is possible with the limit on images per row",
+        "kept": "share of the tokens that are kept in rows; all of them if not given",
+        "share_of_tokenizing": "time of packing divided by the time of making examples of the text, without images",
         "python": platform.python_version(),
         **{package: version(package) for package in ("mm1_hf", "trl", "datasets", "tokenizers", "numpy")},
         "hardware": _hardware(),

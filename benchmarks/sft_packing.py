@@ -1,12 +1,14 @@
 """
-Samples per second of fine-tuning: MM1's packed rows beside TRL's padded default, in one run on one model.
+Measures samples per second of fine-tuning: MM1's packed rows compared with TRL's padded default, in one run with the
+same model.
 
     python benchmarks/sft_packing.py --output benchmarks/results/sft_packing.json
 
-The conversations are drawn: answers from a word to a few hundred, as in LLaVA's mixtures, about one picture, two or none.
-Both train every weight of the same model with the same optimizer on the same samples: TRL's `SFTTrainer` as it comes, with
-its own collator, one conversation to a row, padded to the longest of its batch; ours with rows of `--length` positions. Both
-take as many rows at once as hold `--positions` positions when full, so that they need the same memory.
+The conversations are random: the answers have from one to a few hundred words, as in LLaVA's mixtures, and a
+conversation has no, one or two images. Both trainers train all weights of the same model with the same optimizer on
+the same samples. TRL's `SFTTrainer` runs with its default settings and its own collator: one conversation per row,
+padded to the longest one of the batch. MM1's trainer packs rows of `--length` positions. A batch of either has at most
+`--positions` positions, so that both need the same memory.
 """
 
 import argparse
@@ -41,13 +43,13 @@ from mm1_hf.training.sft import MM1SFTTrainer
 
 
 WORDS = ("a", "small", "brown", "dog", "runs", "along", "the", "beach", "with", "sticks", "on", "sunny", "days")
-# Words of an answer: short ones of question answering, sentences, and long descriptions.
+# Kinds of answers (short answers, sentences, long descriptions): their share, fewest words, and upper limit of words.
 KINDS = ((0.6, 1, 4), (0.3, 10, 40), (0.1, 100, 300))
 SAMPLES = 384
 
 
 def conversations(number: int, side: int) -> datasets.Dataset:
-    """So many, with pictures of `side` pixels."""
+    """Makes `number` random conversations, with square images of `side` pixels."""
     draw = np.random.default_rng(0)
     pictures = [Image.fromarray(draw.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(8)]
     rows = []
@@ -63,9 +65,9 @@ def conversations(number: int, side: int) -> datasets.Dataset:
 
 
 def build(tokenizer: PreTrainedTokenizerBase, side: int, tokens: int, width: int, layers: int) -> tuple[Any, Any]:
-    """An MM1 with new weights."""
+    """Makes an MM1 with new weights, and its processor."""
     torch.manual_seed(0)
-    # It gets new tokens.
+    # The model gets a copy, because special tokens are added to it.
     tokenizer = copy.deepcopy(tokenizer)
     sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 32}
     vision = CLIPVisionModel(CLIPVisionConfig(image_size=side, patch_size=14, intermediate_size=4 * width, **sizes))
@@ -79,7 +81,7 @@ def build(tokenizer: PreTrainedTokenizerBase, side: int, tokens: int, width: int
 
 
 class Clock(TrainerCallback):
-    """Seconds from the end of the first step, which warms up, to that of the last one."""
+    """Records when each step ends. The first step is not timed, because it warms up."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -91,7 +93,7 @@ class Clock(TrainerCallback):
 
 
 def samples_per_second(kind: type, data: datasets.Dataset, model: Any, processor: Any, **fields: Any) -> float:
-    """Of one pass over the data, its data loading included."""
+    """Measures one pass over the data, including data loading."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         arguments = SFTConfig(
@@ -106,7 +108,7 @@ def samples_per_second(kind: type, data: datasets.Dataset, model: Any, processor
         )
         trainer = kind(model, arguments, train_dataset=data, processing_class=processor, callbacks=[clock])
         trainer.train()
-    # What was trained on after the first step, in samples: a share of the rows.
+    # The number of samples that were trained on after the first step is estimated from the share of rows.
     rows = len(trainer.train_dataset)
     first = min(arguments.per_device_train_batch_size, rows)
     return len(data) * (1 - first / rows) / (clock.ends[-1] - clock.ends[0])
@@ -120,18 +122,18 @@ def cpu() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="where the JSON goes")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--length", type=int, default=2048, help="positions of a packed row (default: 2048)")
-    parser.add_argument("--positions", type=int, default=4096, help="of one forward pass at most (default: 4096)")
-    parser.add_argument("--rounds", type=int, default=3, help="passes of each, in turn (default: 3)")
-    parser.add_argument("--width", type=int, default=384, help="of encoder and decoder (default: 384)")
-    parser.add_argument("--layers", type=int, default=2, help="of each (default: 2)")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help=f"conversations (default: {SAMPLES})")
+    parser.add_argument("--positions", type=int, default=4096, help="most positions per forward pass (default: 4096)")
+    parser.add_argument("--rounds", type=int, default=3, help="passes over the data per trainer (default: 3)")
+    parser.add_argument("--width", type=int, default=384, help="hidden size of encoder and decoder (default: 384)")
+    parser.add_argument("--layers", type=int, default=2, help="layers of the encoder, and of the decoder (default: 2)")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help=f"number of conversations (default: {SAMPLES})")
     options = parser.parse_args()
     datasets.disable_progress_bars()
     model_settings = {"side": 112, "tokens": 16, "width": options.width, "layers": options.layers}
     data = conversations(options.samples, model_settings["side"])
-    # Small, so that not most of the time goes into the head, which TRL on a CPU applies to every position.
+    # A small vocabulary, because on a CPU TRL applies the head to every position, which would take most of the time.
     tokenizer = GPT2Tokenizer(eos_token="<eos>").train_new_from_iterator(
         [" ".join(("user", "assistant", *WORDS))], 320
     )

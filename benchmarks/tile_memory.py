@@ -1,12 +1,14 @@
 """
-The most memory that training takes with one image of ten tiles among 31 of one tile, beside that of its 41 tiles.
+Measures the peak memory of training with one image of ten tiles and 31 images of one tile, relative to 41 images of
+one tile.
 
     python benchmarks/tile_memory.py --output benchmarks/results/tile_memory.json
 
-What is compared with is measured too: a tile's share is the slope from 32 to 64 images of one tile. Layouts of the encoder
-and the connector: `flat`, MM1's, and `padded`, where every image has as many places as the largest, as models have it whose
-tiles come as `(images, tiles, channels, height, width)`. Of the whole step: `one batch`, with rows as long as that of
-the large one, and `balanced`, the largest of the batches that the sampler makes of the same rows.
+The memory of one tile is measured as the slope between 32 and 64 images of one tile. Encoder and connector are
+measured with two layouts: `flat` is MM1's; in `padded` every image has as many places for tiles as the largest image,
+as in models that take tiles as `(images, tiles, channels, height, width)`. The whole step is measured in two ways:
+`one batch` pads all rows to the length of the row with the large image; `balanced` is the largest of the batches that
+the sampler makes of the same rows.
 """
 
 import argparse
@@ -27,12 +29,12 @@ from mm1_hf.training.balancing import BalancedBatchSampler, ExampleSizes, batch_
 
 
 IMAGES, TEXT = 32, 16
-# Eight rows of one tile, and room for the large image.
+# Average number of rows and largest number of tiles per batch. The large image has ten tiles.
 ROWS, MAX_TILES = 8, 12
 
 
 def peak(step: Callable[..., object], *arguments: object) -> int:
-    """The most bytes that the CPU's allocator has handed out during `step(*arguments)`, above what it had before."""
+    """Measures how many more bytes than before are allocated on the CPU at the peak of `step(*arguments)`."""
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step(*arguments)
@@ -45,7 +47,7 @@ def peak(step: Callable[..., object], *arguments: object) -> int:
 
 
 def tiles_of_images(side: int) -> tuple[torch.Tensor, list[int]]:
-    """Tiles `(41, 3, side, side)` of 31 square images and one nine times as wide as high, and how many each has."""
+    """Tiles `(41, 3, side, side)` of 31 square images and one nine times as wide, and the number of tiles of each."""
     processor = MM1ImageProcessor(size={"height": side, "width": side}, min_tiles=1, max_tiles=9)
     shapes = [(side, side)] * (IMAGES - 1) + [(side, 9 * side)]
     images = [np.full((*shape, 3), 128, dtype=np.uint8) for shape in shapes]
@@ -54,7 +56,7 @@ def tiles_of_images(side: int) -> tuple[torch.Tensor, list[int]]:
 
 
 def rows_of(config: MM1Config, tiles: list[int]) -> dict[str, torch.Tensor]:
-    """Rows with so many tiles each, then text, padded to the longest."""
+    """Makes rows with these numbers of tiles, each followed by text, and pads them to the longest row."""
     per_tile = config.connector_config.num_tokens
     lengths = [number * per_tile + TEXT for number in tiles]
     input_ids = torch.zeros(len(tiles), max(lengths), dtype=torch.long)
@@ -69,7 +71,7 @@ def rows_of(config: MM1Config, tiles: list[int]) -> dict[str, torch.Tensor]:
 
 
 def measure(preset: str) -> dict[str, dict[str, float]]:
-    """Peaks of every layout over the sum of the tiles' shares."""
+    """Measures the peak memory of every layout, divided by the memory of its tiles."""
     torch.manual_seed(0)
     model = MM1ForConditionalGeneration(MM1Config.from_preset(preset)).train()
     config, side = model.config, model.config.vision_config.image_size
@@ -82,7 +84,7 @@ def measure(preset: str) -> dict[str, dict[str, float]]:
 
     flat, numbers = tiles_of_images(side)
     padded = flat.new_zeros(IMAGES * max(numbers), *flat.shape[1:])
-    # The first pass makes the gradients that later ones add to.
+    # The first pass allocates the gradients, so that the measured passes do not.
     train([1])
     counts = (IMAGES, 2 * IMAGES)
     encoding = {count: peak(encode, flat.new_zeros(count, *flat.shape[1:])) for count in counts}
@@ -118,13 +120,13 @@ def _hardware() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="where the JSON goes")
-    parser.add_argument("--preset", default="mm1-tiny", help="the model; ratios hardly depend on it")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--preset", default="mm1-tiny", help="preset of the model; the ratios hardly depend on it")
     arguments = parser.parse_args()
     ratios = measure(arguments.preset)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     result = {
-        "what": f"peak memory of a pass over {IMAGES - 1} images of one tile and one of ten, over that of 41 tiles",
+        "what": f"peak memory of a pass over {IMAGES - 1} images of one tile and one of ten, relative to 41 tiles",
         "preset": arguments.preset,
         "max_tiles": MAX_TILES,
         "python": platform.python_version(),

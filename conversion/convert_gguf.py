@@ -1,4 +1,4 @@
-"""Converts a GGUF decoder to transformers' own: python conversion/convert_gguf.py SOURCE DIR"""
+"""Converts a GGUF decoder to its class in transformers: python conversion/convert_gguf.py SOURCE DIR"""
 
 import sys
 

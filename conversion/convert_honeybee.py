@@ -1,4 +1,4 @@
-"""Converts Honeybee's C-Abstractor to a connector: python conversion/convert_honeybee.py SOURCE DIR"""
+"""Converts Honeybee's C-Abstractor to a connector of MM1: python conversion/convert_honeybee.py SOURCE DIR"""
 
 import sys
 

@@ -1,11 +1,11 @@
 """
-Continues a pre-training on text-rich pictures, cut into tiles, as MM1.5 does before it is fine-tuned.
+Continues the pre-training of an MM1 on text-rich images, cut into tiles, as MM1.5 does before fine-tuning.
 
     python examples/continual.py --model pretrained-mm1 --output continual-mm1
 
-The recipe is the paper's: AdaFactor, and a static grid of 2 x 2 tiles and the whole picture (1344 pixels there, twice the
-encoder's side here). The pictures are pages of drawn words. `mm1 pretrain` with `stage: continual` does the same from a file
-of settings, over OCR data of one's own.
+The recipe is the paper's: AdaFactor, and a static grid of 2 x 2 tiles plus an overview of the whole image. The grid
+has a side of 1344 pixels in the paper, and twice the encoder's image size here. The images are pages of drawn words.
+`mm1 pretrain` with `stage: continual` does the same from a settings file, with your own OCR data.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from mm1_hf.evaluation.held_out import held_out_loss
 from mm1_hf.quickstart.training import faster_dtype
 from mm1_hf.training.parts import freeze
 from mm1_hf.training.recipes import recipe
-from mm1_hf.training.settings import split_images
+from mm1_hf.training.runs import split_images
 from mm1_hf.training.streams import last_complete_checkpoint
 from mm1_hf.training.trainer import MM1Trainer
 
@@ -56,7 +56,7 @@ WORDS = (
 
 
 def page(draw: random.Random) -> dict:
-    """Four lines of a word each, drawn and as text."""
+    """A record with four words: drawn as an image, one word per line, and as text."""
     words = draw.choices(WORDS, k=4)
     picture = Image.new("RGB", (224, 224), "white")
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(40)
@@ -74,9 +74,11 @@ def pages(number: int, seed: int) -> Source:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="what pretrain.py wrote")
-    parser.add_argument("--output", type=Path, required=True, help="where the checkpoints and the model go")
-    parser.add_argument("--steps", type=int, default=60, help="of 4 rows of 512 positions (default: 60)")
+    parser.add_argument("--model", required=True, help="folder that pretrain.py wrote")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoints and the model")
+    parser.add_argument(
+        "--steps", type=int, default=60, help="training steps, of 4 rows of 512 positions each (default: 60)"
+    )
     options = parser.parse_args()
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -96,7 +98,7 @@ def main() -> None:
         str(options.output),
         num_devices=1,
         max_steps=options.steps,
-        # The recipe's 1e-5 is for 30,000 steps.
+        # The recipe's 1e-5 is meant for 30,000 steps; fewer steps need a higher rate.
         learning_rate=2e-4,
         bf16=faster_dtype(device) is torch.bfloat16,
         use_cpu=device.type == "cpu",

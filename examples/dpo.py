@@ -1,11 +1,11 @@
 """
-Teaches a trained MM1 by direct preference optimization (TRL's DPOTrainer) to prefer the right answer in a word to a wrong
-one in many, about one or two pictures.
+Trains an MM1 with direct preference optimization (TRL's DPOTrainer) on questions about one or two images: it learns to
+prefer a short, right answer to a long, wrong one.
 
     python examples/dpo.py --model lora-mm1/merged --output dpo-mm1
 
-Only low-rank updates of the decoder are trained; without them the model is its own reference. What is saved is the whole
-model, the updates merged.
+Only LoRA adapters of the decoder are trained; the model without them is the reference model. At the end the adapters
+are merged into the model, and the whole model is saved.
 """
 
 import argparse
@@ -38,9 +38,9 @@ def preferences(number: int, seed: int) -> Dataset:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of a trained model and its processor")
-    parser.add_argument("--output", type=Path, required=True, help="where the model goes")
-    parser.add_argument("--steps", type=int, default=40, help="of 4 pairs (default: 40)")
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="(default: 1e-4)")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the trained model")
+    parser.add_argument("--steps", type=int, default=40, help="training steps, of 4 pairs each (default: 40)")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="learning rate (default: 1e-4)")
     options = parser.parse_args()
 
     processor = AutoProcessor.from_pretrained(options.model)
@@ -52,7 +52,7 @@ def main() -> None:
             max_steps=options.steps,
             per_device_train_batch_size=4,
             learning_rate=options.learning_rate,
-            # A limit would cut prompts inside their images.
+            # A maximum length could cut a prompt between the placeholders of an image.
             max_length=None,
             bf16=torch.cuda.is_available(),
             logging_steps=min(10, options.steps),
@@ -68,8 +68,8 @@ def main() -> None:
     trainer.train()
     after = trainer.evaluate()
     print(
-        f"held-out pairs: loss {before['eval_loss']:.3f} before, {after['eval_loss']:.3f} after; the right answer is "
-        f"rewarded more in {after['eval_rewards/accuracies']:.0%}"
+        f"held-out pairs: loss {before['eval_loss']:.3f} before, {after['eval_loss']:.3f} after; the right answer "
+        f"gets the higher reward in {after['eval_rewards/accuracies']:.0%} of them"
     )
     trainer.model.merge_and_unload().save_pretrained(options.output)
     processor.save_pretrained(options.output)

@@ -1,4 +1,4 @@
-"""Questions about one or two pictures, drawn in code, that the examples of preference and reward training share."""
+"""Questions about one or two drawn images, shared by the examples of preference and reward training."""
 
 import random
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ COLOURS = ("red", "green", "blue", "yellow", "black", "teal")
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its pictures, its answer, and one that is not."""
+    """A question with its images, its right answer and a wrong answer."""
 
     images: list[Image.Image]
     text: str
@@ -21,7 +21,7 @@ class Question:
 
 
 def picture(colour: str, draw: random.Random) -> Image.Image:
-    """A shape of this colour somewhere on a grey ground."""
+    """Draws a shape of this colour at a random place on a grey background."""
     image = Image.new("RGB", (64, 64), (230, 230, 230))
     canvas = ImageDraw.Draw(image)
     side = draw.randint(20, 40)
@@ -32,7 +32,7 @@ def picture(colour: str, draw: random.Random) -> Image.Image:
 
 
 def questions(number: int, seed: int) -> Iterator[Question]:
-    """Every second one is about two pictures."""
+    """Yields questions; every second question is about two images."""
     draw = random.Random(seed)
     for index in range(number):
         first, second = draw.sample(COLOURS, 2)

@@ -1,9 +1,10 @@
 """
-Asks a model about pictures, in a chat.
+Asks a model a question about images.
 
     python examples/generate.py --model lora-mm1 --image picture.png "Describe the picture."
 
-The model is any of the folders that the other examples write: a whole model, or an adapter, which is loaded over its base.
+The model can be any folder that another example wrote: a whole model, or an adapter, which is loaded with its base
+model.
 """
 
 import argparse
@@ -16,9 +17,13 @@ import mm1_hf  # noqa: F401 - registers MM1 with the Auto classes
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a folder or Hub id")
-    parser.add_argument("--image", action="append", default=[], help="a picture's file or URL; once for each")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: 64)")
+    parser.add_argument("--model", required=True, help="folder or Hub id of a model")
+    parser.add_argument(
+        "--image", action="append", default=[], help="file or URL of an image; repeat the option for several images"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=64, help="maximum length of the answer in tokens (default: 64)"
+    )
     parser.add_argument("question")
     options = parser.parse_args()
 

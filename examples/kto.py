@@ -1,11 +1,11 @@
 """
-Teaches a trained MM1 by Kahneman-Tversky optimization (TRL's KTOTrainer) which answers about one or two pictures are good
-and which are not, each judged by itself.
+Trains an MM1 with Kahneman-Tversky optimization (TRL's KTOTrainer) on questions about one or two images: it learns
+which answers are good and which are bad. Each answer is judged by itself, not compared with another.
 
     python examples/kto.py --model lora-mm1/merged --output kto-mm1
 
-Only low-rank updates of the decoder are trained; without them the model is its own reference. What is saved is the whole
-model, the updates merged.
+Only LoRA adapters of the decoder are trained; the model without them is the reference model. At the end the adapters
+are merged into the model, and the whole model is saved.
 """
 
 import argparse
@@ -42,9 +42,9 @@ def judgements(number: int, seed: int) -> Dataset:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of a trained model and its processor")
-    parser.add_argument("--output", type=Path, required=True, help="where the model goes")
-    parser.add_argument("--steps", type=int, default=40, help="of 8 answers (default: 40)")
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="(default: 1e-4)")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the trained model")
+    parser.add_argument("--steps", type=int, default=40, help="training steps, of 8 answers each (default: 40)")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="learning rate (default: 1e-4)")
     options = parser.parse_args()
 
     processor = AutoProcessor.from_pretrained(options.model)
@@ -56,7 +56,7 @@ def main() -> None:
             max_steps=options.steps,
             per_device_train_batch_size=8,
             learning_rate=options.learning_rate,
-            # A limit would cut prompts inside their images.
+            # A maximum length could cut a prompt between the placeholders of an image.
             max_length=None,
             bf16=torch.cuda.is_available(),
             logging_steps=min(10, options.steps),
@@ -72,8 +72,8 @@ def main() -> None:
     trainer.train()
     after = trainer.evaluate()
     print(
-        f"held-out answers: loss {before['eval_loss']:.3f} before, {after['eval_loss']:.3f} after; good ones are "
-        f"rewarded by {after['eval_rewards/margins']:.2f} more than others"
+        f"held-out answers: loss {before['eval_loss']:.3f} before, {after['eval_loss']:.3f} after; the mean reward of "
+        f"good answers is {after['eval_rewards/margins']:.2f} higher than that of bad ones"
     )
     trainer.model.merge_and_unload().save_pretrained(options.output)
     processor.save_pretrained(options.output)

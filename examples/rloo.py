@@ -1,11 +1,11 @@
 """
-Rewards a trained MM1 for right answers about one or two pictures, each measured against the mean of the others to the same
-prompt, by REINFORCE leave-one-out (TRL's RLOOTrainer).
+Trains an MM1 with REINFORCE leave-one-out (TRL's RLOOTrainer): it is rewarded for right answers to questions about one
+or two images. The reward of each answer is compared with the mean reward of the other answers to the same prompt.
 
     python examples/rloo.py --model lora-mm1/merged --output rloo-mm1
 
-Only low-rank updates of the decoder are trained; without them the model is its own reference. What is saved is the whole
-model, the updates merged.
+Only LoRA adapters of the decoder are trained; the model without them is the reference model. At the end the adapters
+are merged into the model, and the whole model is saved.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def prompts(number: int, seed: int) -> Dataset:
 
 
 def likeness(completions: list[list[dict[str, str]]], answer: list[str], **kwargs: object) -> list[float]:
-    """1 for the answer itself, and less the less is like it."""
+    """Rewards of the completions: 1 for the right answer, and less the more a completion differs from it."""
     given = [completion[0]["content"].strip() for completion in completions]
     return [SequenceMatcher(None, text, expected).ratio() for text, expected in zip(given, answer, strict=True)]
 
@@ -44,9 +44,11 @@ def likeness(completions: list[list[dict[str, str]]], answer: list[str], **kwarg
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of a trained model and its processor")
-    parser.add_argument("--output", type=Path, required=True, help="where the model goes")
-    parser.add_argument("--steps", type=int, default=40, help="of 4 prompts with 4 answers each (default: 40)")
-    parser.add_argument("--learning-rate", type=float, default=5e-5, help="(default: 5e-5)")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the trained model")
+    parser.add_argument(
+        "--steps", type=int, default=40, help="training steps, of 4 prompts with 4 answers each (default: 40)"
+    )
+    parser.add_argument("--learning-rate", type=float, default=5e-5, help="learning rate (default: 5e-5)")
     options = parser.parse_args()
 
     processor = AutoProcessor.from_pretrained(options.model)
@@ -62,7 +64,7 @@ def main() -> None:
             num_generations=4,
             max_completion_length=16,
             learning_rate=options.learning_rate,
-            # Weight of the distance from the model before.
+            # Weight of the penalty for moving away from the reference model.
             beta=0.01,
             bf16=torch.cuda.is_available(),
             logging_steps=min(10, options.steps),

@@ -1,11 +1,11 @@
 """
-Fine-tunes a pre-trained MM1 on conversations about pictures, packed, with TRL.
+Fine-tunes a pre-trained MM1 on conversations about images, in packed rows, with TRL.
 
     python examples/sft.py --model continual-mm1 --output sft-mm1
 
-The conversations are easy-VQA's questions about drawn shapes, several to a picture, in TRL's columns `messages` and
-`images`: put a data set of your own in their place. The recipe is MM1's; only what the assistant writes is learned.
-`mm1 sft` does the same from a file of settings, over a weighted mixture of data sets.
+The conversations are easy-VQA's questions about drawn shapes, several per image, in TRL's columns `messages` and
+`images`; you can use your own data set instead. The recipe is MM1's; only the assistant's messages are targets.
+`mm1 sft` does the same from a settings file, with a weighted mixture of data sets.
 """
 
 import argparse
@@ -39,7 +39,7 @@ FEATURES = datasets.Features(
 
 
 def conversation(picture: Picture) -> dict:
-    """A picture with its first questions and answers, in turns."""
+    """A conversation of the first questions about a picture and their answers."""
     messages = []
     for question in picture.questions[:TURNS]:
         messages.append({"role": "user", "content": question.text})
@@ -53,9 +53,11 @@ def conversations(pictures: list[Picture]) -> datasets.Dataset:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="what continual.py, or pretrain.py, wrote")
-    parser.add_argument("--output", type=Path, required=True, help="where the checkpoints and the model go")
-    parser.add_argument("--steps", type=int, default=100, help="of 4 rows of 512 positions (default: 100)")
+    parser.add_argument("--model", required=True, help="folder that continual.py or pretrain.py wrote")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoints and the model")
+    parser.add_argument(
+        "--steps", type=int, default=100, help="training steps, of 4 rows of 512 positions each (default: 100)"
+    )
     options = parser.parse_args()
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -76,7 +78,7 @@ def main() -> None:
         "max_length": SEQUENCE_LENGTH,
         "per_device_train_batch_size": 4,
         "max_steps": options.steps,
-        # The recipe's 1e-5 is for 10,000 steps of 256 rows.
+        # The recipe's 1e-5 is meant for 10,000 steps of 256 rows; fewer steps need a higher rate.
         "learning_rate": 2e-4,
         "bf16": faster_dtype(device) is torch.bfloat16,
         "use_cpu": device.type == "cpu",
@@ -91,7 +93,7 @@ def main() -> None:
         SFTConfig(**recipe(model, "sft").arguments | changes),
         train_dataset=conversations(load_split("train")),
         processing_class=processor,
-        # Still the newest part.
+        # The connector is newer than the other parts, so it gets a higher rate.
         learning_rates={"connector": 1e-3},
     )
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(options.output))

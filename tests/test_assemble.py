@@ -285,7 +285,7 @@ def test_says_what_it_did(capsys):
         ({"tokenizer": None}, "pass tokenizer="),
         ({"vision_feature_layer": -4}, "not one of the encoder's 3 layers"),
         ({"vision_feature_layer": 0}, "not one of the encoder's 3 layers"),
-        ({"image_size": 100}, "not a multiple of the encoder's patch, 14"),
+        ({"image_size": 100}, "not a multiple of the encoder's patch size, 14"),
         ({"connector": MM1ConnectorConfig(num_tokens=144)}, "more than the 16 patches"),
         ({"text": BertModel(BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1))}, "has no head"),
         (

@@ -26,7 +26,7 @@ _CALLED = {
     "mm1_hf.model.configuration_mm1": ["MM1Config.from_preset"],
     "mm1_hf.convert.decoders": ["text_config_of"],
     "mm1_hf.data.collation": ["MM1Collator"],
-    "mm1_hf.evaluation.answering": ["chat"],
+    "mm1_hf.evaluation.answering": ["question_messages"],
     "mm1_hf.grounding.regions": ["iou", "recall"],
     "mm1_hf.grounding.text": ["RegionFormat"],
     "mm1_hf.grounding.tiles": ["tile_views"],

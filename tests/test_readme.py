@@ -8,7 +8,7 @@ from tiny import byte_tokenizer, tiny_decoder, tiny_mm1, tiny_vision
 from transformers import CLIPImageProcessor
 
 from mm1_hf import MM1Config, MM1ConnectorConfig
-from mm1_hf.training import pretraining, sft
+from mm1_hf.training.settings import PretrainingSettings, SFTSettings, build_recipe, load_settings
 
 
 README = Path(__file__).parents[1] / "README.md"
@@ -48,8 +48,8 @@ def test_the_second_example_runs_as_written(folder, capsys, monkeypatch):
 def test_the_settings_of_a_pretraining_are_valid(folder):
     settings, _ = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     (folder / "pretrain.yaml").write_text(settings, encoding="utf-8")
-    loaded = pretraining.load_settings("pretrain.yaml")
-    stage = pretraining.build_recipe(loaded, MM1Config.from_preset("mm1-3b"))
+    loaded = load_settings(PretrainingSettings, "pretrain.yaml")
+    stage = build_recipe(loaded, MM1Config.from_preset("mm1-3b"))
     assert stage.data.mixture == {"interleaved": 0.45, "caption": 0.45, "text": 0.10}
     assert stage.arguments["save_steps"] == 500 and stage.arguments["max_steps"] == 200_000
 
@@ -70,6 +70,6 @@ def test_the_third_example_runs_as_written(folder):
 def test_the_settings_of_a_fine_tuning_are_valid(folder):
     _, settings = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     (folder / "sft.yaml").write_text(settings, encoding="utf-8")
-    stage = sft.build_recipe(sft.load_settings("sft.yaml"), None)
+    stage = build_recipe(load_settings(SFTSettings, "sft.yaml"), None)
     assert stage.data.mixture["text-rich"] == pytest.approx(3.3 * stage.data.mixture["general"])
     assert stage.arguments["max_steps"] == 10_000

@@ -1,4 +1,4 @@
-"""An MM1 and its processor from an image encoder and a decoder."""
+"""Assembles an MM1 and its processor from an image encoder and a decoder."""
 
 import copy
 import re
@@ -31,9 +31,9 @@ from .model.vision import resize_positions
 IMAGE_TOKEN = "<image>"
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
 
-# New embedding rows bring the vocabulary to a multiple of this, which matrix units prefer.
+# If embedding rows are added, their total is rounded up to a multiple of this, for faster matrix products.
 _VOCABULARY_MULTIPLE = 64
-# Mean and standard deviation that encoders were trained with, for those that come without an image processor.
+# Image mean and standard deviation that encoders were trained with, for encoders passed without an image processor.
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _IMAGE_STATISTICS = {
@@ -45,7 +45,7 @@ _IMAGE_STATISTICS = {
     "dinov3_vit": _IMAGENET,
     "siglip_vision_model": ((0.5,) * 3, (0.5,) * 3),
 }
-# Derived by their configurations from the number of layers, so they must not be carried over to fewer layers.
+# Configurations derive these fields from the number of layers, so they must not be copied when layers are cut off.
 _LAYER_DEPENDENT_FIELDS = ("out_features", "out_indices", "stage_names")
 
 Source = str | PathLike | PreTrainedModel
@@ -64,31 +64,35 @@ def assemble(
     verbose: bool = True,
 ) -> tuple[MM1ForConditionalGeneration, MM1Processor]:
     """
-    Puts an MM1 together (MM1, section 3.2): the encoder's and decoder's weights are taken as they are, the connector is
-    new and has to be trained.
+    Assembles an MM1 (MM1, section 3.2). The weights of encoder and decoder are kept; the connector is new and has to
+    be trained.
 
-    The encoder is cut behind the layer that is used. The image token, and ChatML's two tokens where they are missing, go
-    behind the tokens that are there, which keep their ids; new embedding rows are the mean of the old ones. On text alone
-    the model gives the decoder's own logits, which is checked here.
+    The encoder's layers after the one that is used are removed. The image token, and the two tokens of ChatML where
+    they are missing, are added to the tokenizer, whose existing tokens keep their ids. New embedding rows are set to
+    the mean of the existing rows. On text without images the model computes the same logits as the decoder alone,
+    which is checked.
 
     Args:
-        vision: the image encoder: a folder, a Hub id or a loaded model. Of a model of images and text, the encoder is taken.
+        vision: the image encoder: a folder, a Hub id or a loaded model. Of a model of images and text, such as CLIP,
+            only the image encoder is used.
         text: the decoder, with its head: a folder, a Hub id or a loaded model.
-        connector: a connector type or its configuration.
-        tokenizer: the decoder's; needed with a loaded decoder.
+        connector: a connector type or a connector configuration.
+        tokenizer: the decoder's tokenizer; required if `text` is a loaded model.
         image_processor:
-            Any image processor: an [`MM1ImageProcessor`] is used as it is, of another one the mean and the standard
-            deviation. Unset, the encoder's own.
-        image_size: side of a tile in pixels; unset, the encoder's. Its position embeddings are interpolated to another one.
-        vision_feature_layer: which of the encoder's hidden states feeds the connector; -1 is the last layer's.
-        dtype: of the assembled weights; unset, the decoder's.
-        verbose: print what was done.
+            Any image processor. An [`MM1ImageProcessor`] is used unchanged; of any other one, only the mean and the
+            standard deviation are used. Unset, it is loaded with the encoder, or, if `vision` is a loaded model, has
+            the mean and the standard deviation that are known for its type.
+        image_size: side of a tile, in pixels; unset, the encoder's image size. For another size, the encoder's
+            position embeddings are interpolated.
+        vision_feature_layer: the encoder layer whose output goes to the connector: -1 is the last layer, 1 the first.
+        dtype: dtype of the assembled weights; unset, that of the decoder.
+        verbose: whether to print what was done.
 
     Returns:
         The model, in evaluation mode, and its processor.
 
     Raises:
-        ValueError: a part is missing, does not fit or would not compute what it computed before.
+        ValueError: a part is missing or does not fit, or the decoder would not compute the same logits as before.
 
     Example:
 
@@ -130,10 +134,10 @@ def assemble(
     )
     model = _build(config, vision_weights, text_weights, torch.promote_types(text_model.dtype, dtype))
     notes.append(
-        f"connector: {config.connector_config.connector_type}, {config.connector_config.num_tokens} tokens per tile of "
-        f"{config.vision_config.image_size} pixels; new, to be trained"
+        f"connector: {config.connector_config.connector_type}, {config.connector_config.num_tokens} tokens per tile "
+        f"of {config.vision_config.image_size} pixels; new, has to be trained"
     )
-    # Compared at the decoder's own precision: rounding elsewhere can turn the logits of odd tokens upside down.
+    # Compared in the decoder's own dtype: rounding to another dtype can change the logits of rare tokens completely.
     cast_parameters(model.model.language_model, text_model.dtype)
     cast_parameters(model.lm_head, text_model.dtype)
     _check_text_logits(text_model, model)
@@ -168,8 +172,8 @@ def _load_vision(source: Source, image_processor: Any) -> tuple[PreTrainedModel,
     if image_processor is None:
         if model_type not in _IMAGE_STATISTICS:
             raise ValueError(
-                f"The mean and standard deviation that the {model_type!r} encoder was trained with are not known. Pass its "
-                "image_processor."
+                f"The mean and standard deviation that the {model_type!r} encoder was trained with are not known. "
+                "Pass its image_processor."
             )
         mean, std = _IMAGE_STATISTICS[model_type]
         image_processor = cast(Any, BaseImageProcessor(image_mean=mean, image_std=std))
@@ -180,7 +184,10 @@ def _load_vision(source: Source, image_processor: Any) -> tuple[PreTrainedModel,
 def _level_statistics(
     image_processor: MM1ImageProcessor, vision_config: PreTrainedConfig
 ) -> tuple[list[float] | None, list[float] | None]:
-    """By what the model normalises uint8 tiles; `None` where the processor does otherwise than rescale and normalise."""
+    """
+    `pixel_mean` and `pixel_scale` of the configuration, by which the model normalises uint8 tiles; both are `None` if
+    the image processor has no mean or standard deviation, or only one of `do_rescale` and `do_normalize` is on.
+    """
     statistics = (image_processor.image_mean, image_processor.image_std)
     if None in statistics or image_processor.do_rescale != image_processor.do_normalize:
         return None, None
@@ -194,19 +201,21 @@ def _load_text(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if isinstance(source, PreTrainedModel):
         if tokenizer is None:
-            raise ValueError("A loaded decoder does not know its tokenizer: pass tokenizer=.")
+            raise ValueError(
+                "A decoder that is passed as a loaded model does not include its tokenizer: pass tokenizer= too."
+            )
         model = source
     else:
         config = AutoConfig.from_pretrained(source)
         if type(config) not in AutoModelForCausalLM._model_mapping:
             raise ValueError(
-                f"{source} holds a {config.model_type!r} model, which is no decoder. Give a causal language model."
+                f"{source} holds a {config.model_type!r} model, which is not a decoder. Pass a causal language model."
             )
         model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
         tokenizer = cast(Any, AutoTokenizer.from_pretrained(source)) if tokenizer is None else tokenizer
     if model.get_output_embeddings() is None:
         raise ValueError(
-            f"{type(model).__name__} has no head. Load the decoder with AutoModelForCausalLM, so that it comes along."
+            f"{type(model).__name__} has no head. Load the decoder with AutoModelForCausalLM, which loads the head."
         )
     return model.eval(), copy.deepcopy(tokenizer)
 
@@ -214,12 +223,12 @@ def _load_text(
 def _fit_vision(
     model: PreTrainedModel, feature_layer: int, image_size: int | None, notes: list[str]
 ) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
-    """The encoder's configuration and weights with the layers and the resolution that are used."""
+    """The encoder's configuration and weights, cut to the layers that are used and interpolated to the image size."""
     layers = model.config.num_hidden_layers
     used = layers + 1 + feature_layer if feature_layer < 0 else feature_layer
     if not 1 <= used <= layers:
         raise ValueError(
-            f"vision_feature_layer={feature_layer} is not one of the encoder's {layers} layers: give -1 (the last) to "
+            f"vision_feature_layer={feature_layer} is not one of the encoder's {layers} layers: pass -1 (the last) to "
             f"{-layers}, or 1 to {layers}."
         )
     weights = {
@@ -231,7 +240,8 @@ def _fit_vision(
     if image_size is not None and image_size != model.config.image_size:
         if image_size % model.config.patch_size:
             raise ValueError(
-                f"image_size={image_size} is not a multiple of the encoder's patch, {model.config.patch_size}."
+                f"image_size={image_size} is not a multiple of the encoder's patch size, {model.config.patch_size}. "
+                "Pass a multiple of it."
             )
         new_grid = image_size // model.config.patch_size
         resized = resize_positions(weights, grid, new_grid)
@@ -242,7 +252,7 @@ def _fit_vision(
         weights = resized
     fields = {name: value for name, value in model.config.to_dict().items() if name not in _LAYER_DEPENDENT_FIELDS}
     fields.update(num_hidden_layers=used, image_size=image_size or model.config.image_size)
-    # Weights that only pre-training of the encoder reads: no loss would reach them.
+    # Switches off weights that only the encoder's pre-training uses: here they would never get a gradient.
     fields.update({name: False for name in ("use_mask_token", "vision_use_head", "use_head") if name in fields})
     notes.insert(0, f"image encoder: {model.config.model_type}, {used} of {layers} layers")
     return type(model.config)(**fields), weights
@@ -255,14 +265,14 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, notes: list[str]) -> PreTrai
         for token in (*CHAT_TOKENS, IMAGE_TOKEN)
         if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id)
     ]
-    # Most tokenizers do not cover their model's padded embedding rows; the next free id lies among those.
+    # Many models have more embedding rows than their tokenizer has tokens; new tokens use these spare rows first.
     tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
     added = ", ".join(f"{token} = {tokenizer.convert_tokens_to_ids(token)}" for token in missing) or "none"
     notes.append(f"tokenizer: {before} tokens keep their ids; added: {added}")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         notes.append(f"tokenizer: had no padding token, pads with {tokenizer.eos_token}")
-    # For generation; the training collator pads on the right.
+    # Generation needs padding on the left; the training collator pads on the right by itself.
     tokenizer.padding_side = "left"
     return tokenizer
 
@@ -274,7 +284,7 @@ def _vocabulary_rows(model: PreTrainedModel) -> int:
 def _fit_text(
     model: PreTrainedModel, vocab_size: int, notes: list[str]
 ) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
-    """The decoder's configuration and weights with rows for the new tokens; the head's are under `lm_head`."""
+    """The decoder's configuration and weights, with rows for the new tokens; the head's are named `lm_head.*`."""
     config = copy.deepcopy(model.config)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     rows = _vocabulary_rows(model)
@@ -292,8 +302,8 @@ def _fit_text(
     tied = head.weight is embeddings.weight
     config.tie_word_embeddings = tied
     notes.append(
-        f"decoder: {config.model_type}, {config.num_hidden_layers} layers, head {'tied' if tied else 'of its own'}; "
-        f"{rows} embedding rows" + (f" and {new_rows} new ones, their mean" if new_rows else "")
+        f"decoder: {config.model_type}, {config.num_hidden_layers} layers, head {'tied' if tied else 'not tied'}; "
+        f"{rows} embedding rows" + (f" and {new_rows} new ones, set to their mean" if new_rows else "")
     )
     return config, weights
 
@@ -312,11 +322,11 @@ def _build(
     state |= {
         name if name.startswith("lm_head") else f"model.language_model.{name}": weight for name, weight in text.items()
     }
-    # Its report would list the new connector and the encoder's unused norm as if something were amiss.
+    # The loading report would warn of the new connector and of the encoder's unused norm, which are both expected.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        # With `output_loading_info` two things come back, which the annotation does not say.
+        # With `output_loading_info` a pair is returned, although the annotation says a model.
         loaded: Any = MM1ForConditionalGeneration.from_pretrained(
             None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
         )
@@ -326,39 +336,43 @@ def _build(
     missing = [name for name in info["missing_keys"] if not name.startswith("model.connector.")]
     if missing or info["mismatched_keys"]:
         raise ValueError(
-            f"The parts do not carry all the weights that their configurations call for. Missing: {missing}; of another "
-            f"shape: {info['mismatched_keys']}."
+            f"The encoder or the decoder lacks weights that its configuration requires. Missing: {missing}; with "
+            f"another shape: {info['mismatched_keys']}. Pass parts whose weights match their configurations."
         )
     return model.eval()
 
 
 @torch.no_grad()
 def _check_text_logits(source: PreTrainedModel, model: MM1ForConditionalGeneration) -> None:
-    """Runs a few tokens through both: whatever the decoder's own model does around its layers has to come along."""
+    """
+    Compares the logits of both for a few tokens: they differ if the decoder's own class does something outside its
+    base model, for example scale the logits, that an MM1 does not do.
+    """
     vocab_size = _vocabulary_rows(source)
     tokens = torch.arange(1, 9, device=source.device).remainder(vocab_size).unsqueeze(0)
     expected = source(input_ids=tokens).logits.float()
     given = model(input_ids=tokens.to(model.device)).logits[..., : expected.shape[-1]].float().to(expected.device)
-    # Both run the same operations; only the matrix products' shapes differ, by the new rows of the head.
+    # Both run the same operations; only the head's matrix product has another shape, because of its new rows.
     tolerance = (1e-4 if source.dtype == torch.float32 else 2e-2) * max(1.0, expected.abs().max().item())
     difference = (given - expected).abs().max().item()
     if not difference <= tolerance:
         suspects = [name for name in source.config.to_dict() if re.search(r"scal|multiplier|softcap|bias|logit", name)]
         raise ValueError(
-            f"Assembled, the {source.config.model_type!r} decoder gives other logits than by itself (they differ by "
-            f"{difference:.3g}). Its model does something that an MM1 does not; of its configuration, these fields are "
-            f"the likely ones: {', '.join(suspects) or 'none by name'}. Use another decoder, or report this one."
+            f"In an MM1, the {source.config.model_type!r} decoder gives other logits than by itself (they differ by "
+            f"{difference:.3g}), because its own class does something that an MM1 does not do. Fields of its "
+            f"configuration that may be the cause: {', '.join(suspects) or 'none found by name'}. Use another "
+            "decoder, or report this one."
         )
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
-    """Casts the weights in place. Unlike `module.to(dtype)` it leaves buffers alone: rotary frequencies need float32."""
+    """Casts the weights in place, but unlike `module.to(dtype)` not the buffers: rotary frequencies need float32."""
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)
 
 
 def _end_turns(model: MM1ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Generation stops where a turn ends, and never writes an image token."""
+    """Makes generation stop at the end of a turn, and never generate an image token."""
     generation = model.generation_config
     ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
     ends = [*ends, tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(CHAT_TOKENS[1])]

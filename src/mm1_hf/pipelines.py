@@ -1,4 +1,4 @@
-"""The `any-to-any` pipeline without torchvision, which transformers' own asks for although MM1 needs none of it."""
+"""The `any-to-any` pipeline without torchvision, which transformers' own pipeline requires although MM1 does not."""
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.pipelines.any_to_any import AnyToAnyPipeline
@@ -8,7 +8,7 @@ from .model.modeling_mm1 import MM1PreTrainedModel
 
 
 class MM1AnyToAnyPipeline(AnyToAnyPipeline):
-    """transformers' pipeline, with its demand for torchvision left out where the model is an MM1."""
+    """transformers' `any-to-any` pipeline, which does not require torchvision if the model is an MM1."""
 
     def __init__(self, *args, **kwargs):
         model = kwargs["model"] if "model" in kwargs else args[0]

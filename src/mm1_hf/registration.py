@@ -1,4 +1,4 @@
-"""Makes `import mm1_hf` enough: Auto classes, pipelines and serving know MM1 afterwards."""
+"""Registers MM1 with transformers, so that Auto classes, pipelines and serving find it after `import mm1_hf`."""
 
 from importlib.resources import files
 
@@ -24,7 +24,7 @@ from .model.modeling_mm1_text import MM1TextForCausalLM, MM1TextModel
 from .model.processing_mm1 import MM1Processor
 
 
-# What travels to the Hub as remote code: every module of `model/`, which is complete by itself. Presets stay in the package.
+# The files that are saved with a model as remote code: all modules of `model/`, which import only each other.
 MODEL_FILES = tuple(
     sorted(
         file.name
@@ -36,8 +36,8 @@ MODEL_FILES = tuple(
 
 def register() -> None:
     """
-    Registers MM1 with transformers: Auto classes, pipelines and serving. Importing the package calls it; calling it again
-    changes nothing.
+    Registers MM1 with transformers: Auto classes, pipelines and serving. Importing the package calls it; calling it
+    again has no effect.
 
     Example:
 
@@ -59,11 +59,11 @@ def register() -> None:
     AutoModelForCausalLM.register(MM1Config, MM1ForConditionalGeneration, exist_ok=True)
     AutoModelForImageTextToText.register(MM1Config, MM1ForConditionalGeneration, exist_ok=True)
     AutoModelForMultimodalLM.register(MM1Config, MM1ForConditionalGeneration, exist_ok=True)
-    # The one image processor needs no torchvision; the key is transformers' name for that.
+    # "pil" is transformers' key for image processors that need no torchvision.
     AutoImageProcessor.register(MM1Config, image_processor_classes={"pil": MM1ImageProcessor}, exist_ok=True)
     AutoProcessor.register(MM1Config, MM1Processor, exist_ok=True)
 
-    # Saving puts the files of MODEL_FILES beside the weights, for those who do not have this package.
+    # Saving a model copies MODEL_FILES beside its weights, so that it can be loaded without this package.
     AIMVisionModel.register_for_auto_class("AutoModel")
     MM1TextModel.register_for_auto_class("AutoModel")
     MM1TextForCausalLM.register_for_auto_class("AutoModelForCausalLM")
@@ -72,12 +72,12 @@ def register() -> None:
     MM1ImageProcessor.register_for_auto_class("AutoImageProcessor")
     MM1Processor.register_for_auto_class("AutoProcessor")
 
-    # Pipelines and `transformers serve` look classes up by name in these tables, not among the registered ones.
+    # Pipelines and `transformers serve` look up class names in these tables, which registering does not change.
     modeling_auto.MODEL_MAPPING_NAMES["aim_vision_model"] = "AIMVisionModel"
     modeling_auto.MODEL_MAPPING_NAMES["mm1"] = "MM1Model"
     modeling_auto.MODEL_MAPPING_NAMES["mm1_text"] = "MM1TextModel"
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["mm1_text"] = "MM1TextForCausalLM"
-    # As Gemma 3: Trainer's label smoothing moves the labels of the classes in this table only.
+    # Like Gemma 3, MM1 is in this table too: Trainer's label smoothing shifts the labels only for classes in it.
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["mm1"] = "MM1ForConditionalGeneration"
     modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["mm1"] = "MM1ForConditionalGeneration"
     modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["mm1"] = "MM1ForConditionalGeneration"

@@ -1,5 +1,7 @@
-"""Upcycling: a mixture of experts that begins as the dense model it is made from (MM1, section 4.3, leaves open how its
-experts begin); and the way back, by averaging the experts."""
+"""
+Upcycling: makes a mixture of experts out of a dense model, with experts that start as copies of its feed-forward
+layers. MM1, section 4.3, does not say how its experts are initialised. The reverse is to average the experts.
+"""
 
 import copy
 from typing import Any, TypeVar
@@ -15,24 +17,25 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 def upcycle(model: Model, num_experts: int, *, noise: float = 0.0, **fields: Any) -> Model:
     """
-    Makes the decoder of a dense model sparse: every expert of a sparse layer is a copy of the dense feed-forward layer, and
-    the routers begin at random. With gates that sum to 1 (`norm_topk_prob`) and nothing dropped, the logits are the dense
-    model's.
+    Makes the decoder of a dense model sparse: every expert of a sparse layer is a copy of the dense feed-forward
+    layer, and the routers are initialised at random. If the gates sum to 1 (`norm_topk_prob`) and no expert drops
+    tokens, the logits are those of the dense model.
 
     Args:
-        model: an MM1 with an `mm1_text` decoder, or such a decoder alone, with or without its head. It stays as it is.
-        num_experts: experts of each sparse layer.
+        model: an MM1 with an `mm1_text` decoder, or such a decoder alone, with or without its head. It is not changed.
+        num_experts: number of experts of each sparse layer.
         noise:
-            Standard deviation of what is added to each expert's weights, as a share of theirs. It makes the experts differ
-            from the start, and the logits differ from the dense model's; 0 for none.
+            Standard deviation of the noise that is added to the experts' weights, as a share of the standard deviation
+            of these weights. With noise, the experts differ from the start, but the logits are not those of the dense
+            model.
         fields: other fields of [`MM1TextConfig`], for example `moe_layer_period` or `router_aux_loss_coef`.
 
     Returns:
         A model of the same class, dtype and device.
 
     Raises:
-        ValueError: the decoder is not a dense `mm1_text`, experts of another width than its feed-forward layers, or
-            negative noise.
+        ValueError: the decoder is not a dense `mm1_text`, `moe_intermediate_size` is not the width of its feed-forward
+            layers, or `noise` is negative.
 
     Example:
 
@@ -48,15 +51,19 @@ def upcycle(model: Model, num_experts: int, *, noise: float = 0.0, **fields: Any
     """
     dense = _mm1_text(model, "upcycle")
     if noise < 0:
-        raise ValueError(f"noise={noise} is negative; give a share of the weights' own spread, such as 0.01.")
+        raise ValueError(
+            f"noise={noise} is negative; pass 0, or a share of the weights' standard deviation, for example 0.01."
+        )
     if dense.num_experts:
-        raise ValueError(f"This decoder is sparse already, with num_experts={dense.num_experts}. Give a dense one.")
+        raise ValueError(
+            f"This decoder is sparse already, with num_experts={dense.num_experts}. Pass a dense decoder."
+        )
     if fields.setdefault("moe_intermediate_size", dense.intermediate_size) != dense.intermediate_size:
         raise ValueError(
             f"moe_intermediate_size={fields['moe_intermediate_size']}, but copies of the dense layers are "
-            f"{dense.intermediate_size} wide. Leave it out."
+            f"{dense.intermediate_size} wide. Leave moe_intermediate_size out."
         )
-    # A dense decoder has none.
+    # The configuration of a dense decoder has this coefficient set to 0.
     fields.setdefault("router_aux_loss_coef", MM1TextConfig.router_aux_loss_coef)
     upcycled = _with_decoder(model, dense, {**fields, "num_experts": num_experts})
     weights = model.state_dict()
@@ -68,11 +75,13 @@ def upcycle(model: Model, num_experts: int, *, noise: float = 0.0, **fields: Any
 
 def average_experts(model: Model) -> Model:
     """
-    Makes the decoder of a sparse model dense: each feed-forward layer is the mean of the layer's experts. Of a model fresh
-    from [`upcycle`] that is the dense one; of a trained one it is what experts are compared with.
+    Makes the decoder of a sparse model dense: each sparse layer becomes a feed-forward layer with the mean of the
+    experts' weights. For a new model of [`upcycle`] without noise, this is the dense model again; for a trained one,
+    it is a dense baseline to compare the experts with.
 
     Args:
-        model: an MM1 with a sparse `mm1_text` decoder, or such a decoder alone, with or without its head. It stays as it is.
+        model: an MM1 with a sparse `mm1_text` decoder, or such a decoder alone, with or without its head. It is not
+            changed.
 
     Returns:
         A dense model of the same class, dtype and device.
@@ -93,11 +102,11 @@ def average_experts(model: Model) -> Model:
     """
     sparse = _mm1_text(model, "average_experts")
     if not sparse.num_experts:
-        raise ValueError("This decoder is dense already: it has no experts to average.")
+        raise ValueError("This decoder is dense already: it has no experts to average. Pass a sparse decoder.")
     if sparse.moe_layer_period > 1 and sparse.moe_intermediate_size != sparse.intermediate_size:
         raise ValueError(
             f"The experts are {sparse.moe_intermediate_size} wide and the dense layers {sparse.intermediate_size}; "
-            "the layers of a dense mm1_text are all of one width."
+            "they cannot be averaged, because all layers of a dense mm1_text have the same width."
         )
     fields = {"num_experts": 0, "intermediate_size": sparse.moe_intermediate_size, "expert_capacity_factor": None}
     dense = _with_decoder(model, sparse, fields)
@@ -117,14 +126,14 @@ def _mm1_text(model: PreTrainedModel, function: str) -> MM1TextConfig:
     config = model.config.get_text_config()
     if not isinstance(config, MM1TextConfig):
         raise ValueError(
-            f"{function}() is about the sparse layers of mm1_text, and this decoder is {config.model_type!r}. Take a model "
-            "whose text_config is an MM1TextConfig (mm1_hf.convert.convert_decoder makes one of others where they map)."
+            f"{function}() works only on mm1_text decoders, and this decoder is {config.model_type!r}. Pass a model "
+            "whose text_config is an MM1TextConfig; mm1_hf.convert.convert_decoder converts some other decoders to it."
         )
     return config
 
 
 def _with_decoder(model: Model, text_config: MM1TextConfig, fields: dict[str, Any]) -> Model:
-    """A model like another one, with other fields of its decoder and fresh weights."""
+    """Returns a model of the same class with new weights and with changed fields of its decoder's configuration."""
     changed = MM1TextConfig.from_dict({**text_config.to_dict(), **fields})
     changed._attn_implementation = text_config._attn_implementation
     config = changed
@@ -145,7 +154,7 @@ def _add_noise(model: PreTrainedModel, noise: float) -> None:
 
 
 def _experts(weights: dict[str, torch.Tensor], upcycled: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The experts' weights out of those of the dense feed-forward layers; views, so no layer is held twice."""
+    """The experts' weights, from the dense feed-forward layers; the experts of a layer are views of one tensor."""
     copies = {}
     for name, parameter in upcycled.named_parameters():
         layer, found, kind = name.partition(".experts.")

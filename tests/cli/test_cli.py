@@ -84,12 +84,12 @@ def test_inspect_prints_a_row_and_writes_its_page(tmp_path, capsys):
     arguments = ["inspect", str(tmp_path / "train.jsonl"), "--model", str(tmp_path / "model"), "--html", str(page)]
     assert main([*arguments, "--labels", "trl"]) == 0
     printed = capsys.readouterr().out
-    assert "⟦Red.<|im_end|>⟧" in printed and "image placeholders are learned" in printed
+    assert "⟦Red.<|im_end|>⟧" in printed and "image placeholders are targets" in printed
     assert "data:image/png" in page.read_text(encoding="utf-8")
     for wrong, message in (
-        (["inspect", "--model", "x"], "give DATA and --model"),
-        ([*arguments, "--command", "sft"], "--config names"),
-        ([*arguments, "--config", "run.yaml"], "leave out DATA, --model"),
+        (["inspect", "--model", "x"], "give DATA and --model, or"),
+        ([*arguments, "--command", "sft"], "give --config too"),
+        ([*arguments, "--config", "run.yaml"], "--config says which data is read: leave out DATA, --model"),
         ([*arguments, "--row", "1"], "has no row 1; it has 1"),
     ):
         assert main(wrong) == 2

@@ -148,7 +148,7 @@ def test_what_is_no_aim(source, tmp_path):
     with pytest.raises(ValueError, match=r"num_layers=4, but .* has 3 layers"):
         convert_aim(source, tmp_path / "converted", num_layers=4)
     save_file({"embeddings.weight": torch.ones(2)}, source / "model.safetensors")
-    with pytest.raises(ValueError, match="no checkpoint of AIM, version 1"):
+    with pytest.raises(ValueError, match="is not a checkpoint of AIM, version 1"):
         convert_aim(source, tmp_path / "converted")
     with pytest.raises(ValueError, match="hidden_size=30"):
         AIMVisionConfig(hidden_size=30, num_attention_heads=2)

@@ -173,7 +173,7 @@ def test_fused_projections(grouped, tmp_path):
             ),
             "not used decoder/transformer/layer0/self_attention/attention/scale_query/norm/scale",
         ),
-        (lambda tree: tree.pop("decoder/emb/token_emb/weight"), "no decoder of AXLearn"),
+        (lambda tree: tree.pop("decoder/emb/token_emb/weight"), "is not a decoder of AXLearn"),
         (lambda tree: tree.pop("decoder/transformer/layer2/feed_forward/linear2/weight"), "missing .*layer2.*linear2"),
     ],
 )

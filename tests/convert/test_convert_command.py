@@ -32,7 +32,7 @@ def test_what_is_not_there_is_said_in_one_line(kind, tmp_path, capsys):
 
 def test_an_option_that_means_nothing_is_refused(tmp_path, capsys):
     assert main(["convert", "gguf", "a.gguf", str(tmp_path / "converted"), "--allow-pickle"]) == 2
-    assert "of the kind gguf are no pickles" in capsys.readouterr().err
+    assert "the kind gguf, whose checkpoints are not pickles" in capsys.readouterr().err
 
 
 def test_every_kind_has_a_script_and_a_line():

@@ -124,7 +124,7 @@ def test_a_converted_decoder_is_assembled_with_rows_for_new_tokens(tmp_path):
             "partial_rotary_factor is 0.5",
         ),
         (MistralConfig(), "sliding_window is 4096"),
-        (Qwen2Config(use_sliding_window=True, max_window_layers=2), "layer_types holds sliding_attention"),
+        (Qwen2Config(use_sliding_window=True, max_window_layers=2), "layer_types contains sliding_attention"),
         (SmolLM3Config(), "no_rope_layers"),
         (Phi3Config(sliding_window=2047), "sliding_window is 2047"),
         (Olmo2Config(), "post_feedforward_layernorm"),
@@ -140,5 +140,8 @@ def test_what_computes_otherwise_is_refused_by_its_field(config, field):
 
 
 def test_an_unknown_kind_is_told_what_maps():
-    with pytest.raises(ValueError, match=r"'bloom' decoder is no mm1_text: the kinds that map are llama, mistral"):
+    with pytest.raises(
+        ValueError,
+        match=r"'bloom' decoder cannot be converted to mm1_text: the kinds that can be converted are llama, mistral",
+    ):
         text_config_of(BloomConfig())

@@ -75,15 +75,15 @@ def test_one_shard_at_a_time_is_read(source, tmp_path, monkeypatch):
         (lambda weights: weights.update({"model.extra": torch.ones(1)}), r"not used model\.extra\."),
         (
             lambda weights: weights.update({"model.layers.0.mlp.up_proj.weight": torch.ones(96, 64)}),
-            r"\(96, 64\), but the configuration makes it \(128, 64\), by intermediate_size=128\.",
+            r"\(96, 64\), but the configuration requires \(128, 64\), because of intermediate_size=128\.",
         ),
         (
             lambda weights: weights.update({"model.layers.0.self_attn.k_proj.weight": torch.ones(64, 64)}),
-            r"\(64, 64\), but the configuration makes it \(32, 64\), by head_dim=16, num_key_value_heads=2\.",
+            r"\(64, 64\), but the configuration requires \(32, 64\), because of head_dim=16, num_key_value_heads=2\.",
         ),
         (
             lambda weights: weights.update({"model.embed_tokens.weight": torch.ones(300, 64)}),
-            r"by vocab_size=257\.",
+            r"because of vocab_size=257\.",
         ),
     ],
 )
@@ -166,10 +166,10 @@ def test_an_index_names_no_files_elsewhere(source, tmp_path):
     (source / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "../model-00001-of-00001.safetensors"}})
     )
-    with pytest.raises(ValueError, match=r"not beside it: \.\./model"):
+    with pytest.raises(ValueError, match=r"not in its folder: \.\./model"):
         convert_decoder(source, tmp_path / "converted")
     (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
-    with pytest.raises(ValueError, match=r"shards that are not there: model-2\.safetensors"):
+    with pytest.raises(ValueError, match=r"shards that are missing: model-2\.safetensors"):
         convert_decoder(source, tmp_path / "converted")
 
 

@@ -75,5 +75,5 @@ def test_a_gguf_decoder_becomes_transformers_own_and_then_mm1_text(kind, tmp_pat
 
 
 def test_what_is_no_gguf_file(tmp_path):
-    with pytest.raises(ValueError, match=r"is no GGUF file. Give the \.gguf file itself"):
+    with pytest.raises(ValueError, match=r"is not a GGUF file. Give the path of the \.gguf file itself"):
         convert_gguf(tmp_path, tmp_path / "converted")

@@ -92,7 +92,10 @@ def test_outputs_are_the_published_block_s(depth, rows, tmp_path):
 def test_another_size_is_named(tmp_path):
     save_file(random_weights(), tmp_path / "honeybee.safetensors")
     convert_honeybee(tmp_path / "honeybee.safetensors", tmp_path / "connector", num_tokens=TOKENS)
-    with pytest.raises(ValueError, match="depth is 2 there and 3 here, hidden_size is 24 there and 32 here"):
+    with pytest.raises(
+        ValueError,
+        match="depth is 2 in the checkpoint and 3 in the model, hidden_size is 24 in the checkpoint and 32 in the model",
+    ):
         load_connector(tiny_mm1()[0], tmp_path / "connector")
 
 
@@ -113,5 +116,5 @@ def test_other_abstractors_are_refused_by_name(name, message, tmp_path):
 
 def test_no_abstractor_at_all(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"no C-Abstractor of Honeybee: there is no abstractor\.pos_emb"):
+    with pytest.raises(ValueError, match=r"not hold a C-Abstractor of Honeybee: it has no abstractor\.pos_emb"):
         convert_honeybee(tmp_path, tmp_path / "connector")

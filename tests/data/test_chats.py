@@ -99,7 +99,7 @@ def test_one_chat_that_the_template_refuses_does_not_spoil_the_others(processor)
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"question": "q"}, "it has the columns .'question'"),
+        ({"question": "q"}, "the record has the columns .'question'"),
         ({"messages": "q"}, "a message is"),
         ({"messages": [user(PLACES), assistant("a")], "images": [RED]}, "has 1 images, but its chat has 2 places"),
         ({"messages": [user([{"type": "image"}]), assistant("a")]}, "has 0 images, but its chat has 1 places"),

@@ -111,7 +111,7 @@ def test_a_batch_trains_the_model():
         ([{"messages": [user("q")]}], "Sample 0 of the batch has nothing to learn"),
         ([{"text": "ab"}, {"text": "a<image>", "images": [RED]}], "Sample 1 of the batch has nothing to learn"),
         ([{"text": "ab"}, {"text": "abcdefghi"}], "Sample 1 of the batch has 9 tokens, more than max_length=8"),
-        ([{"text": "<image>a"}], "Sample 0 has 1 places"),
+        ([{"text": "<image>a"}], "Sample 0 contains <image> 1 times, but 0 images"),
         ([{"messages": [assistant("a")], "images": [RED]}], "no user turn"),
         (
             [{"messages": [user([{"type": "image"}]), assistant("a")], "images": [RED, BLUE]}],

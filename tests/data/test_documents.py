@@ -188,13 +188,13 @@ def test_too_many_stop_the_run(outcomes, stopped):
 def test_what_stops_the_run_says_what_was_wrong():
     drops = Drops(min_seen=4)
     with pytest.raises(
-        ValueError, match=r"Of the 4 records of web .* 3 were left out \(corrupt image 2, no text 1\)"
+        ValueError, match=r"Of the 4 records of web .* 3 were dropped \(corrupt image 2, no text 1\)"
     ) as e:
         for number, reason in enumerate(["corrupt image", "no text", "corrupt image", None]):
             drops.seen("web")
             if reason:
                 drops.drop("web", Unusable(reason, f"record {number}"))
-    assert "One of them: corrupt image: record 0" in str(e.value) and not isinstance(e.value, Unusable)
+    assert "One of the dropped records: corrupt image: record 0" in str(e.value) and not isinstance(e.value, Unusable)
 
 
 def test_many_readers_do_not_stop_over_bad_luck():
@@ -233,5 +233,5 @@ def test_merged_counts_are_judged():
     workers = [Drops(), Drops()]
     for drops in workers:
         assert read(drops, [*[None] * 60, *["no text"] * 12]) == 72
-    with pytest.raises(ValueError, match="Of the 144 records of web read so far, 24 were left out"):
+    with pytest.raises(ValueError, match="Of the 144 records of web read so far, 24 were dropped"):
         workers[0].merge(workers[1])

@@ -115,15 +115,15 @@ HUMAN, GPT = {"from": "human"}, {"from": "gpt"}
         (["/a", "/b"], ["<image>", "A", "<image>R?", "B"], "interleaved", ["/a", "\nA\n", "/b", "R?\nB"]),
         (["/a", "/b"], ["Q?", "A"], "interleaved", ["/a", "/b", "Q?\nA"]),
         (None, ["What is <image>?", "A <image> tag."], "text", ["What is <image>?\nA <image> tag."]),
-        (["/a", "/b"], ["<image>", "A", "Q?", "see <image>"], None, "2 images and 1 places for them"),
-        (["/a", "/b"], ["<image><image><image>", "A"], None, "2 images and 3 places for them"),
+        (["/a", "/b"], ["<image>", "A", "Q?", "see <image>"], None, "2 images, but 1 <image> marks"),
+        (["/a", "/b"], ["<image><image><image>", "A"], None, "2 images, but 3 <image> marks"),
     ],
 )
 def test_llava(images, values, kind, expected):
     turns = [{**(GPT if index % 2 else HUMAN), "value": value} for index, value in enumerate(values)]
     record = {"id": "7", "conversations": turns} | ({} if images is None else {"image": images})
     if kind is None:
-        with pytest.raises(Unusable, match=f"^images do not fit their places: data: 7: {expected}"):
+        with pytest.raises(Unusable, match=f"^images cannot be placed: data: 7: {expected}"):
             LAYOUTS["llava"](record, "data")
         return
     document = LAYOUTS["llava"](record, "data")
@@ -144,7 +144,7 @@ def test_text(text):
         (
             "documents",
             {"parts": [{"text": "a", "image": "b.png"}]},
-            "not a record of this layout: here: a part has either",
+            "not a record of this layout: here: a part must have either",
         ),
         ("documents", {"parts": [{"text": 5}]}, "not a record of this layout: here: a text is 5"),
         ("documents", {"parts": [{"text": "a"}], "kind": "video"}, "the kind is 'video'"),
@@ -164,10 +164,14 @@ def test_text(text):
         ("caption", {"jpg": b"x", "label": 3}, r"^not a record of this layout: .*columns \['jpg', 'label'\]"),
         ("caption", {"jpg": 5, "txt": "a"}, "^not a record of this layout: here: an image is 5"),
         ("llava", {"conversations": [{"role": "user", "content": "a"}]}, "^not a record of this layout: .* a turn is"),
-        ("obelics", {"images": [None], "texts": []}, "1 images beside 0 texts"),
-        ("obelics", {"images": [None, "a.png"], "texts": [None, None]}, "a place with neither image and text"),
+        ("obelics", {"images": [None], "texts": []}, "1 images, but 0 texts"),
+        ("obelics", {"images": [None, "a.png"], "texts": [None, None]}, "holds neither an image nor a text"),
         ("obelics", {"images": ["a.png"], "texts": [None]}, "^no text: here"),
-        ("mmc4", {"text_list": ["a"], "image_info": [{"matched_text_index": 1}]}, "belongs to sentence 1 of 1"),
+        (
+            "mmc4",
+            {"text_list": ["a"], "image_info": [{"matched_text_index": 1}]},
+            "matched_text_index is 1, not an index of the 1 sentences",
+        ),
         ("mmc4", {"text_list": ["a"], "image_info": [{"matched_text_index": 0}]}, "^no image: here"),
         ("text", {"content": "a"}, r"^not a record of this layout: .*columns \['content'\]"),
         ("text", {"text": None}, "^not a record of this layout: here: a text is None"),
@@ -205,7 +209,7 @@ def test_any_record_is_a_document_or_unusable(layout, record):
             "not a record of this layout",
             "no text",
             "no image",
-            "images do not fit their places",
+            "images cannot be placed",
         }
         return
     assert any(isinstance(part, str) and part.strip() for part in document.parts)

@@ -191,9 +191,9 @@ def test_a_folder_s_files_belong_to_the_splits_that_they_name(tmp_path):
     assert documents(tmp_path, "text", split="test") == [["test"]]
     assert documents(str(tmp_path / "train-*.jsonl"), "text", streaming=True) == [["train-0"], ["train-1"]]
     assert documents(tmp_path, "text", split="train[1:]") == [["train-1"]]
-    with pytest.raises(ValueError, match="there is no split 'validation'; the files give test, train"):
+    with pytest.raises(ValueError, match="there is no split 'validation'; the splits of the files are test, train"):
         read(tmp_path, "text", split="validation")
-    with pytest.raises(ValueError, match=r"matches files of several formats: jsonl, txt\. Name one"):
+    with pytest.raises(ValueError, match=r"matches files of several formats: jsonl, txt\. Give a pattern"):
         read(str(tmp_path / "[!i]*"), "text")
 
 
@@ -357,14 +357,19 @@ def test_the_folder_of_many_records_costs_no_memory(tmp_path):
             "captions",
             "There is no layout 'captions'; choose one of documents, caption, llava",
         ),
-        ("a.jsonl", "", "text", "has no records in 'train'|corresponds to no data"),
-        ("a.parquet", None, "text", "has no records in 'train'|corresponds to no data"),
+        ("a.jsonl", "", "text", "has no records in the split 'train'|corresponds to no data"),
+        ("a.parquet", None, "text", "has no records in the split 'train'|corresponds to no data"),
         ("a.json", '[{"text": "a"}, {"text":', "text", "a.json cannot be read: ValueError"),
         ("a.parquet", "no parquet", "text", "a.parquet cannot be read: .*[Pp]arquet"),
         ("a.tar", "no tar at all", "caption", r"a.tar cannot be read: /.*a\.tar: "),
         ("a.tar", "", "caption", r"a.tar cannot be read: /.*a\.tar: "),
-        ("a.jsonl", '{"words": "a"}', "text", r"is not of the layout 'text': .* it has the columns \['words'\]"),
-        ("a.png", "", "caption", r"There is no data file at .*; give files of parquet|a.png is no file of parquet"),
+        (
+            "a.jsonl",
+            '{"words": "a"}',
+            "text",
+            r"is not of the layout 'text': .* the record has the columns \['words'\]",
+        ),
+        ("a.png", "", "caption", r"a.png cannot be read. Give files of these formats: parquet"),
     ],
 )
 def test_bad_data_are_refused_by_what_is_wrong(name, content, layout, message, streaming, tmp_path):

@@ -100,12 +100,13 @@ def test_what_is_missing_is_said(manuals, tmp_path, monkeypatch):
             SCRIPT.main([*map(str, arguments)])
         return caught.value.code
 
-    assert error(tmp_path).endswith("exists; give a new folder, or remove it.")
+    assert error(tmp_path).endswith("exists; give a new folder, or remove this one.")
     assert "unpack gimp-help-en into" in error(tmp_path / "data", "--manuals", tmp_path)
     monkeypatch.setattr(SCRIPT.shutil, "which", lambda _: None)
-    assert "There is no apt here. On a Debian machine run: apt-get download gimp-help-en" in error(tmp_path / "data")
+    expected = "This machine has no apt. On a Debian machine run: apt-get download gimp-help-en"
+    assert expected in error(tmp_path / "data")
     monkeypatch.setitem(SCRIPT.MODULES, "no_such_module", "no-such-package")
-    expected = "error: no-such-package is not installed; pip install --no-deps no-such-package"
+    expected = "error: Packages are missing; install them with: pip install --no-deps no-such-package"
     assert error(tmp_path / "data", "--manuals", manuals) == expected
     assert not (tmp_path / "data").exists()
 
@@ -116,5 +117,5 @@ def test_a_failed_download_is_said(tmp_path, monkeypatch):
 
     monkeypatch.setattr(SCRIPT.shutil, "which", lambda name: name)
     monkeypatch.setattr(SCRIPT.subprocess, "run", run)
-    with pytest.raises(SystemExit, match="gimp-help-en cannot be fetched: E: Unable to locate package"):
+    with pytest.raises(SystemExit, match="gimp-help-en cannot be downloaded: E: Unable to locate package"):
         SCRIPT.main([str(tmp_path / "data")])

@@ -64,7 +64,7 @@ def test_a_predicted_box_finds_one_and_the_threshold_itself_is_not_enough():
 
 @pytest.mark.parametrize(
     ("predicted", "expected", "message"),
-    [([[]], [], "1 samples and right boxes for 0"), ([[], []], [[], []], "No sample has a box")],
+    [([[]], [], "1 samples and expected boxes for 0"), ([[], []], [[], []], "No sample has an expected box")],
 )
 def test_recall_of_what_cannot_be_paired_is_refused(predicted, expected, message):
     with pytest.raises(ValueError, match=message):

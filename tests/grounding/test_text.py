@@ -123,7 +123,7 @@ def test_what_is_outside_of_the_picture_is_brought_to_its_edge():
         ({"point": "[{x}]"}, r"fields \['x'\]"),
         ({"point": "[{x}, {y}, {y}]"}, "each of x, y once"),
         ({"box": "[{x1}, {y1}, {x2}]"}, "each of x1, y1, x2, y2 once"),
-        ({"box": "[{x1}{y1}, {x2}, {y2}]"}, "without anything between"),
+        ({"box": "[{x1}{y1}, {x2}, {y2}]"}, "without any text between"),
         ({"frame": 0}, "frame is 0"),
     ],
 )

@@ -91,7 +91,7 @@ def test_what_it_sees_is_told_only_where_images_were_shuffled(repository):
     result = ResultDetails("easy-VQA", "vicgalle/easy-vqa", "test", 1000, "accuracy", 0.99)
     for shuffled in (None, 0.4):
         details = CardDetails(evaluation=(replace(result, shuffled=shuffled),))
-        told = "shuffled images is what it sees" in model_card(repository, "a/b", details).text
+        told = "shows how much it uses the images" in model_card(repository, "a/b", details).text
         assert told is (shuffled is not None)
 
 
@@ -145,10 +145,10 @@ def test_results_may_lie_in_a_file_of_their_own(tmp_path):
     ("values", "told"),
     [
         ({"sumary": "x"}, "unknown entries: sumary"),
-        ({"data": "OBELICS"}, "data is a list"),
+        ({"data": "OBELICS"}, "data must be a list"),
         ({"data": [{"license": "mit"}]}, "data 1.*name"),
         ({"encoder": "apple/aimv2"}, "encoder holds 'apple/aimv2'"),
-        ([], "not entries"),
+        ([], "must hold entries"),
     ],
 )
 def test_wrong_entries_are_named(values, told, tmp_path):

@@ -33,7 +33,7 @@ def test_a_push_is_one_commit_with_all_that_loading_needs(hub, saved):
 def test_the_card_of_the_folder_is_kept(hub, saved):
     folder, *_ = saved
     (folder / "README.md").write_text("---\nlicense: mit\n---\nMine.\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="is the card already"):
+    with pytest.raises(ValueError, match="is a finished card"):
         push(folder, NAME, details=CardDetails())
     assert not hub.requests
     push(folder, NAME)

@@ -57,7 +57,7 @@ def test_an_adapter_is_a_repository_of_peft(hub, saved, adapter, tmp_path):
 
 @pytest.mark.parametrize(
     ("base", "told"),
-    [(None, "does not name its base model"), (".", "which nobody else has")],
+    [(None, "does not name its base model"), (".", "which others cannot load")],
 )
 def test_an_adapter_of_what_nobody_has_is_refused(base, told, hub, adapter):
     path = adapter[0] / "adapter_config.json"

@@ -18,7 +18,8 @@ from mm1_hf.data.documents import Document, ImagePart
 from mm1_hf.data.layouts import LAYOUTS
 from mm1_hf.inspection.rows import read_tokens
 from mm1_hf.inspection.sources import inspect_chat, inspect_data, inspect_document, inspect_mixture
-from mm1_hf.training import pretraining, sft
+from mm1_hf.training.runs import build_run
+from mm1_hf.training.settings import PretrainingSettings, SFTSettings, load_settings
 
 
 CHAT = [{"role": "user", "content": "What is (0, 1, 1), it?"}, {"role": "assistant", "content": "A cat."}]
@@ -183,11 +184,12 @@ def unpooled_settings(chat_settings, tmp_path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("command", "run"), [(pretraining, "settings"), (sft, "chat_settings"), (sft, "unpooled_settings")]
+    ("kind", "run"),
+    [(PretrainingSettings, "settings"), (SFTSettings, "chat_settings"), (SFTSettings, "unpooled_settings")],
 )
-def test_rows_of_a_mixture_are_those_that_training_reads(command, run, request):
-    settings = command.load_settings(request.getfixturevalue(run))
-    loader = command.build_trainer(settings).get_train_dataloader()
+def test_rows_of_a_mixture_are_those_that_training_reads(kind, run, request):
+    settings = load_settings(kind, request.getfixturevalue(run))
+    loader = build_run(settings).trainer.get_train_dataloader()
     batches = [batch for batch, _ in zip(loader, range(3), strict=False)]
     for number in range(6):
         row = inspect_mixture(settings, number)
@@ -206,7 +208,7 @@ def test_rows_of_a_mixture_are_those_that_training_reads(command, run, request):
 
 
 def test_padding_and_first_tokens_that_are_learned_are_flagged(settings):
-    row = inspect_mixture(pretraining.load_settings(settings), 0)
+    row = inspect_mixture(load_settings(PretrainingSettings, settings), 0)
     (reading,) = row.readings
     wrong = [place if place.segment else type(place)(**vars(place) | {"label": 7}) for place in reading.positions]
     starts = [place for place in wrong if place.segment == 2][:1]
@@ -286,5 +288,5 @@ def test_placeholders_without_tiles_are_refused():
     broken = {"messages": CHAT, "images": [picture(20, 20)]}
     row = inspect_chat(own, broken, "a row")
     ids = torch.tensor([place.token_id for place in row.readings[0].positions])
-    with pytest.raises(ValueError, match="20 placeholders, and 4 tiles of 4 tokens"):
+    with pytest.raises(ValueError, match="20 placeholders, but 4 tiles of 4 tokens each"):
         read_tokens("mm1", own, ids.tolist(), [IGNORED] * len(ids), [1] * len(ids), 4)

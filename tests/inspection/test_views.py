@@ -64,7 +64,7 @@ def test_the_terminal_marks_what_is_learned(chat):
     ours, trls = plain.split("labels of mm1")[1].split("labels of trl")
     joined = re.sub(r"\s+", " ", ours)
     assert "⟦<b>A & B</b>⟧ ⟦␛[31mred.<|im_end|>⟧" in joined and joined.count("⟦") == 2
-    assert "!" not in ours and "! image placeholders are learned, as if the model were to write them: 20\n" in trls
+    assert "!" not in ours and "! image placeholders are targets, although the model never writes them: 20\n" in trls
     assert "⟦(0, 1, 1)<image 0: 1,1 x4>" in trls and "<image 0: overview x4>" in ours and "⟦<image" not in ours
     assert "80 x 90 pixels, scaled to 100 x 112 in 2 x 2 tiles and an overview" in plain
     assert "| 1,1  | 1,2  |" in plain and "\x1b" not in plain
@@ -111,7 +111,7 @@ def test_the_page_holds_the_whole_row(name, request, tmp_path):
                 for _ in range(row.tokens_per_tile - 1):
                     next(positions)
             else:
-                target = f"label {place.label}" if place.learned else "not learned"
+                target = f"label {place.label}" if place.learned else "not a target"
                 assert title == f"position {index}, token {place.token_id}, {target}"
     assert next(shown, None) is None
     assert all(f'class="warning">{warning}' in text for warning in row.readings[-1].warnings)

@@ -149,7 +149,7 @@ def test_image_statistics_hold_one_number_per_channel(statistics):
 
 @pytest.mark.parametrize("layer", [-4, 3, 100])
 def test_a_feature_layer_that_the_encoder_lacks_is_refused(layer):
-    with pytest.raises(ValueError, match=f"vision_feature_layer={layer} names no hidden state .* 2 layers"):
+    with pytest.raises(ValueError, match=f"vision_feature_layer={layer} is not a hidden state .* 2 layers"):
         mm1(vision_feature_layer=layer)
 
 

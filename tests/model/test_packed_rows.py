@@ -285,7 +285,7 @@ def test_trap_a_ready_made_mask_beside_segments_is_refused(kind):
     batch = packed()
     block = batch["segment_ids"][0, :, None] == batch["segment_ids"][0, None, :]
     with pytest.raises(
-        ValueError, match=r"segment_ids say who sees whom, and so does this attention_mask \(\(1, 1, 24"
+        ValueError, match=r"segment_ids say which tokens attend to which, and so does this attention_mask \(\(1, 1, 24"
     ):
         model(**batch, attention_mask=block.tril()[None, None])
     with pytest.raises(ValueError, match=r"attention_mask \(dict\)"):

@@ -76,10 +76,10 @@ def test_indicators_stand_in_the_text():
 @pytest.mark.parametrize(
     ("texts", "images", "message"),
     [
-        ("<image>", None, "Sample 0 has 1 places for an image"),
-        (["a", "<image>"], [[RED], [BLUE]], "Sample 0 has 0 places"),
-        (["<image>", "<image>"], [[RED], []], "Sample 1 has 1 places"),
-        (["<image>"], [RED, BLUE], "1 places for an image .* but 2 images"),
+        ("<image>", None, "Sample 0 contains <image> 1 times, but 0 images were given"),
+        (["a", "<image>"], [[RED], [BLUE]], "Sample 0 contains <image> 0 times"),
+        (["<image>", "<image>"], [[RED], []], "Sample 1 contains <image> 1 times"),
+        (["<image>"], [RED, BLUE], "contain <image> 1 times .* but 2 images"),
         (["<image>"] * 2, [[RED], [BLUE], [RED]], "2 texts, but 3 lists of images"),
         (["a", 3], None, "text must be a string or a list of strings"),
         (None, None, "text, images or both"),

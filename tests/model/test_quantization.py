@@ -86,4 +86,16 @@ def test_a_quantised_model_is_trained_by_low_rank_updates(bits, tmp_path):
             str(tmp_path / "adapter"),
             quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}bit": True}),
         )
-        assert torch.equal(reloaded.eval()(**batch).logits, expected)
+        given, own = (
+            {name: weight for name, weight in each.state_dict().items() if "lora_" in name or ".connector." in name}
+            for each in (reloaded, adapted)
+        )
+        assert given.keys() == own.keys() and all(torch.equal(given[name], own[name]) for name in own)
+        logits = reloaded.eval()(**batch).logits
+        with reloaded.disable_adapter():
+            effect = (reloaded(**batch).logits - expected).abs().max()
+    # bitsandbytes repacks 4-bit weights for CPUs that multiply in bfloat16 as soon as a model infers, and unpacks them to
+    # train: there, a trained and a loaded model agree to bfloat16's rounding of the quantised layers only.
+    tolerance = {4: 0.03, 8: 1e-5}[bits]
+    assert effect > 3 * tolerance
+    torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance)

@@ -6,9 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import TINY_DECODERS, byte_tokenizer, tiny_vision
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from mm1_hf.model.segment_attention import SEGMENT_SDPA, segment_sdpa_forward
+from mm1_hf import MM1ConnectorConfig, assemble
+from mm1_hf.model import segment_attention
+from mm1_hf.model import segments as segments_module
+from mm1_hf.model.segment_attention import SEGMENT_SDPA, segment_buckets, segment_sdpa_forward
 from mm1_hf.model.segments import boundary_kwargs
 
 
@@ -47,11 +51,15 @@ def test_output_and_gradients_are_those_under_the_mask(lengths, padding, groups)
         row[: sum(each)] = torch.arange(1, len(each) + 1).repeat_interleave(torch.tensor(each))
     heads = random_heads(len(lengths), length, groups)
     expected = attend(sdpa_attention_forward, heads, block_mask(segments), groups)
-    # What lies where the mask would is not read.
-    got = attend(segment_sdpa_forward, heads, None, groups, **boundary_kwargs(segments, SEGMENT_SDPA))
+    kwargs = boundary_kwargs(segments, SEGMENT_SDPA)
+    got = attend(segment_sdpa_forward, heads, None, groups, **kwargs)
     for one, other in zip(got, expected, strict=True):
         assert one.shape == other.shape
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    # Without the buckets, of a caller that only knows flash attention's arguments, the layer computes them.
+    del kwargs["buckets"]
+    for one, other in zip(attend(segment_sdpa_forward, heads, None, groups, **kwargs), got, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("window", [2, 5, 6, 100])
@@ -74,3 +82,50 @@ def test_without_segments_it_is_sdpa():
         attend(segment_sdpa_forward, heads, mask, 2), attend(sdpa_attention_forward, heads, mask, 2), strict=True
     ):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("layer_is_causal", [True, False])
+def test_a_layer_that_is_not_causal_is_refused(layer_is_causal):
+    heads = random_heads(1, 4, 1)
+    kwargs = boundary_kwargs(torch.tensor([[1, 1, 2, 2]]), SEGMENT_SDPA)
+    # transformers takes an explicit argument before the layer's own attribute.
+    module = SimpleNamespace(num_key_value_groups=1, is_causal=layer_is_causal)
+    explicit = False if layer_is_causal else None
+    with pytest.raises(ValueError, match="SimpleNamespace is not causal"):
+        segment_sdpa_forward(module, *heads, None, is_causal=explicit, **kwargs)
+    segment_sdpa_forward(module, *heads, None, is_causal=True, **kwargs)
+    # Without segments it is transformers' sdpa, which computes both.
+    plain = segment_sdpa_forward(module, *heads, None, is_causal=explicit)[0]
+    assert torch.equal(plain, sdpa_attention_forward(module, *heads, None, is_causal=explicit)[0])
+
+
+@pytest.mark.parametrize("decoder", TINY_DECODERS)
+def test_buckets_are_computed_once_per_forward(decoder, monkeypatch):
+    calls = []
+    for module in (segments_module, segment_attention):
+        monkeypatch.setattr(
+            module, "segment_buckets", lambda boundaries: calls.append(1) or segment_buckets(boundaries)
+        )
+    torch.manual_seed(0)
+    connector = MM1ConnectorConfig(num_tokens=4, hidden_size=32)
+    model, _ = assemble(tiny_vision(), TINY_DECODERS[decoder](), connector, tokenizer=byte_tokenizer(), verbose=False)
+    model.model.language_model.set_attn_implementation(SEGMENT_SDPA)
+    inputs = {"input_ids": torch.randint(5, 200, (2, 9)), "segment_ids": torch.tensor([[1] * 4 + [2] * 5] * 2)}
+    # The first packed row of a decoder is preceded by a trial whether it keeps segments apart.
+    model(**inputs)
+    calls.clear()
+    model(**inputs)
+    assert len(calls) == 1 < model.config.text_config.num_hidden_layers
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="counts how often the host waits for a GPU")
+@pytest.mark.parametrize("implementation", [SEGMENT_SDPA, "flash_attention_2"])
+def test_the_boundaries_wait_for_the_device_once(implementation, recwarn):
+    segments = torch.tensor([[1] * 6 + [2] * 4], device="cuda")
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        boundary_kwargs(segments, implementation)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([warning for warning in recwarn if "synchronizing" in str(warning.message)]) == 1

@@ -41,7 +41,7 @@ def test_the_schedule_is_one_of_400_billion_positions(activations):
     assert cells(text, "image tokens, at most") == [2304, 0, 1_061_683, 212.34]
     assert cells(text, "text tokens, at least") == [1792, 4096, 1_035_469, 207.09]
     assert cells(text, "loss tokens, about") == [1792, 4095, 1_035_418, 207.08]
-    assert "100B would be 47,684 steps" in text
+    assert "100B positions would have 47,684 steps" in text
 
 
 @pytest.mark.parametrize(

@@ -70,5 +70,5 @@ def test_words_of_data_stay_words(page):
 
 def test_it_says_how_to_go_on(page):
     assert "mm1 ask --model some folder/model --image FILE" in page.text
-    snippet = page.text[page.text.index("import mm1_hf") : page.text.index("For pictures of the world")]
+    snippet = page.text[page.text.index("import mm1_hf") : page.text.index("For real photographs")]
     compile(snippet, "report", "exec")

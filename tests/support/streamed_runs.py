@@ -110,13 +110,13 @@ def weights_of_one_rank(rank: int, folder: str, halves: bool) -> dict[str, torch
 
 def pretrain_one_rank(rank: int, *files: str) -> bool:
     """`mm1 pretrain` by settings of one file after the other."""
-    from mm1_hf.training.pretraining import load_settings, pretrain
+    from mm1_hf.training import runs, settings
 
     world_size = torch.distributed.get_world_size()
     os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)})
     os.environ.update({"MASTER_ADDR": "localhost", "MASTER_PORT": "0"})
     for file in files:
-        pretrain(load_settings(file))
+        runs.train(settings.load_settings(settings.PretrainingSettings, file))
     return True
 
 

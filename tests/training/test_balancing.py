@@ -223,5 +223,5 @@ def test_what_cannot_be_balanced_is_refused(parts, tmp_path):
         MM1Trainer(model=parts[0], max_tiles=4)
     run = trainer(parts, tmp_path, True, max_steps=1)
     run.train_dataset = run.train_dataset[:4]
-    with pytest.raises(ValueError, match="those of 10 examples, but the training data has 4"):
+    with pytest.raises(ValueError, match="holds the sizes of 10 examples, but the training data has 4"):
         run.get_train_dataloader()

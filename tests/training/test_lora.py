@@ -152,7 +152,7 @@ def test_an_adapter_for_another_base_is_refused(way, layers, tmp_path):
     get_peft_model(made_for, lora_config(made_for, "decoder", r=4)).save_pretrained(tmp_path)
     sizes = {"hidden_size": 32} if layers == (2, 2) else {}
     model = other_base(num_hidden_layers=layers[1], **sizes)
-    with pytest.raises(ValueError, match=r"was made for another base: .*base_model_name_or_path"):
+    with pytest.raises(ValueError, match=r"was made for another base model: .*base_model_name_or_path"):
         if way == "peft":
             PeftModel.from_pretrained(model, tmp_path)
         else:
@@ -165,7 +165,7 @@ def test_an_adapter_with_another_connector_is_refused(way, tmp_path):
     made_for = other_base()
     get_peft_model(made_for, lora_config(made_for, "decoder+connector", r=4)).save_pretrained(tmp_path)
     model = other_base(depth=1)
-    with pytest.raises(ValueError, match=r"was made for another base: .*base_model_name_or_path"):
+    with pytest.raises(ValueError, match=r"was made for another base model: .*base_model_name_or_path"):
         if way == "peft":
             PeftModel.from_pretrained(model, tmp_path)
         else:

@@ -22,7 +22,7 @@ def test_sizes_that_fit_are_taken(preset, processes, settings, rows_of_their_own
 @pytest.mark.parametrize(
     ("preset", "settings", "message"),
     [
-        ("mm1-tiny", {"fsdp": 8}, "no way fsdp to split weights; there are .*fsdp_size"),
+        ("mm1-tiny", {"fsdp": 8}, "DistributedConfig has no field fsdp; its fields are .*fsdp_size"),
         (
             "mm1-tiny",
             {"fsdp_size": 4},
@@ -33,7 +33,7 @@ def test_sizes_that_fit_are_taken(preset, processes, settings, rows_of_their_own
         ("mm1-tiny", {"fsdp_size": 8, "ep_size": 2}, "ep_size=2 does not divide the decoder's 0 experts"),
         ("mm1-tiny-moe", {"fsdp_size": 8, "ep_size": 8}, "ep_size=8 does not divide the decoder's 4 experts"),
         ("mm1-tiny-moe", {"fsdp_size": 8, "ep_size": 3}, "`ep_size` must divide"),
-        ("mm1-tiny", {"pp_size": 8}, "does not run as a pipeline"),
+        ("mm1-tiny", {"pp_size": 8}, "does not support pipeline parallelism"),
         ("mm1-tiny", {"fsdp_size": 0}, "must be >= 1"),
     ],
 )

@@ -14,7 +14,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mm1_hf import MM1ConnectorConfig, MM1TextConfig, MM1TextForCausalLM, assemble
 from mm1_hf.cli import main
-from mm1_hf.training.pretraining import build_recipe, build_trainer, load_settings
+from mm1_hf.training.runs import build_run
+from mm1_hf.training.settings import PretrainingSettings, build_recipe, load_settings
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_the_command_trains_saves_and_goes_on(settings, tmp_path, capsys):
         "share/caption",
         "share/interleaved",
         "share/text",
-        "left_out/caption",
+        "dropped/caption",
         "grad_norm",
         "mfu",
     }
@@ -134,7 +135,7 @@ def test_what_is_unset_is_the_recipes(settings, tmp_path):
     for name in ("batch_size", "max_images", "sequence_length"):
         settings.pop(name)
     settings["arguments"] = {"use_cpu": True}
-    loaded = load_settings(write(tmp_path, settings))
+    loaded = load_settings(PretrainingSettings, write(tmp_path, settings))
     stage = build_recipe(loaded, AutoModelForImageTextToText.from_pretrained(loaded.model))
     assert (stage.batch_size, stage.data.sequence_length, stage.data.max_images, stage.data.unit) == (
         512,
@@ -150,7 +151,7 @@ def test_weights_and_continual_settings_take_effect(settings, tmp_path):
     settings |= {"stage": "continual", "unit": "tokens", "rows_per_device": 2}
     for source in settings["sources"].values():
         source["weight"] = 2.0
-    run = build_trainer(load_settings(write(tmp_path, settings)))
+    run = build_run(load_settings(PretrainingSettings, write(tmp_path, settings))).trainer
     assert run.args.optim == "adafactor" and run.args.gradient_accumulation_steps == 2
     assert run.train_dataset.unit == "tokens" and {source.weight for source in run.train_dataset.sources} == {2.0}
     assert run.processing_class.image_processor.image_splitting == "static"
@@ -160,10 +161,10 @@ def test_weights_and_continual_settings_take_effect(settings, tmp_path):
     ("change", "message"),
     [
         ({"colour": "red"}, "unknown entries: colour"),
-        ({"sources": {}}, "sources maps names"),
+        ({"sources": {}}, "sources must map names"),
         ({"sources": {"a": {"path": "x"}}}, "source a: .*layout"),
-        ({"sources": {"a": "x"}}, "source a holds str"),
-        ({"stage": "sft"}, "pre-training's are"),
+        ({"sources": {"a": "x"}}, "source a holds .x., but must hold entries"),
+        ({"stage": "sft"}, "stages of pre-training are"),
         ({"frozen": ["tail"]}, "no part tail"),
         ({"batch_size": 5, "rows_per_device": 2}, "does not divide"),
         ({"distributed": {"fsdp_size": 2}}, "is 2 processes, but 1 were started"),
@@ -172,7 +173,7 @@ def test_weights_and_continual_settings_take_effect(settings, tmp_path):
 )
 def test_wrong_settings_are_refused(settings, change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        build_trainer(load_settings(write(tmp_path, settings | change)))
+        build_run(load_settings(PretrainingSettings, write(tmp_path, settings | change)))
 
 
 @pytest.mark.parametrize(
@@ -193,12 +194,16 @@ def test_wrong_sources_are_refused_by_the_command(settings, change, message, tmp
 def test_a_source_without_weight_needs_the_recipes_name(settings, tmp_path):
     settings["sources"]["pictures"] = settings["sources"].pop("caption")
     with pytest.raises(ValueError, match="pictures have no weight"):
-        build_trainer(load_settings(write(tmp_path, settings)))
+        build_run(load_settings(PretrainingSettings, write(tmp_path, settings)))
 
 
 def test_a_file_that_is_none(tmp_path, capsys):
     (tmp_path / "broken.yaml").write_text("a: [", encoding="utf-8")
     (tmp_path / "list.yaml").write_text("[]", encoding="utf-8")
-    for name, message in (("broken.yaml", "neither YAML"), ("list.yaml", "holds list"), ("none.yaml", "none.yaml")):
+    for name, message in (
+        ("broken.yaml", "neither YAML"),
+        ("list.yaml", "must hold entries"),
+        ("none.yaml", "none.yaml"),
+    ):
         assert main(["pretrain", "--config", str(tmp_path / name)]) == 2
         assert message in capsys.readouterr().err

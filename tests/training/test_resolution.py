@@ -77,7 +77,11 @@ def test_split_images_train_the_larger_table(splitting):
 @pytest.mark.parametrize(
     ("connector", "tile_size", "message"),
     [
-        (REDUCING, 100, "tile_size=100 is not a multiple of the encoder's patch, 14: such as 98"),
+        (
+            REDUCING,
+            100,
+            "tile_size=100 is not a multiple of the encoder's patch size, 14. Take a multiple, such as 98",
+        ),
         (REDUCING, 0, "tile_size=0 is not a multiple"),
         (REDUCING, 14, "num_tokens=4 is more than the 1 patches"),
     ],
@@ -93,5 +97,5 @@ def test_sizes_that_do_not_fit_are_refused_and_change_nothing(connector, tile_si
 def test_split_weights_are_refused():
     model, processor = tiny_mm1()
     model._is_distributed_loading_by_transformers = True
-    with pytest.raises(ValueError, match="save it, and load that one"):
+    with pytest.raises(ValueError, match="save it, and load the saved model"):
         set_tile_size(model, processor, 112)

@@ -286,12 +286,12 @@ def test_what_cannot_be_trained_on_is_refused_at_once(parts, tmp_path):
                 processing_class=processor,
             )
 
-    refused("max_length positions: set it", packing=True)
+    refused("max_length is None. Set it", packing=True)
     refused("cannot be packed: chat longer than a row: record", packing=True, max_length=30)
     refused("more than max_length=20", max_length=20)
-    refused("loss_type='dft' would not change", loss_type="dft")
+    refused("loss_type='dft' would have no effect", loss_type="dft")
     refused("packing_strategy='wrapped'", packing=True, packing_strategy="wrapped", max_length=LENGTH)
-    refused("this one is a stream", conversations(4).to_iterable_dataset(), packing=True, max_length=LENGTH)
+    refused("this one is a stream. Load it", conversations(4).to_iterable_dataset(), packing=True, max_length=LENGTH)
     place = [{"type": "image"}, {"type": "text", "text": "q"}]
     missing = datasets.Dataset.from_list([{"messages": [user(place), assistant([place[1]])], "images": []}])
     refused("has 0 images, but its chat has 1 places", missing)
@@ -314,7 +314,7 @@ def test_what_trl_itself_refuses(parts, tmp_path):
             )
             trainer.train()
 
-    refused("truncation to 8 would cut", conversations(4), max_length=8)
+    refused("truncation to 8 tokens would cut", conversations(4), max_length=8)
     refused("max_length. .8. is too short", as_prompts(conversations(4)), max_length=8)
     refused("Packing is not supported for vision", conversations(4), packing=True, max_length=LENGTH)
     place = [{"type": "image"}, {"type": "text", "text": "q"}]

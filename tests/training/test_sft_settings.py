@@ -11,9 +11,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mm1_hf import MM1Config
 from mm1_hf.cli import main
-from mm1_hf.training.pretraining import build_trainer as build_pretraining
-from mm1_hf.training.pretraining import load_settings as load_pretraining
-from mm1_hf.training.sft import build_recipe, build_trainer, load_settings
+from mm1_hf.training.runs import build_run
+from mm1_hf.training.settings import PretrainingSettings, SFTSettings, build_recipe, load_settings
 
 
 @pytest.fixture
@@ -70,7 +69,7 @@ def test_the_command_trains_saves_and_goes_on(settings, tmp_path, capsys):
     assert AutoProcessor.from_pretrained(tmp_path / "run").image_processor.image_splitting == "none"
     entries = history(tmp_path, 3)
     assert [entry["step"] for entry in entries] == [1, 2, 3]
-    assert {name for entry in entries for name in entry} >= {"share/general", "loss/general", "left_out/text-only"}
+    assert {name for entry in entries for name in entry} >= {"share/general", "loss/general", "dropped/text-only"}
     settings["arguments"]["max_steps"] = 5
     assert main(["sft", "--config", write(tmp_path, settings)]) == 0
     assert [entry["step"] for entry in history(tmp_path, 5)] == [1, 2, 3, 4, 5]
@@ -85,7 +84,7 @@ def test_an_adapter_is_trained_and_saved(settings, tmp_path):
 def test_what_is_unset_is_the_recipes(settings, tmp_path):
     for name in ("sequence_length", "resolution", "image_splitting", "batch_size"):
         settings.pop(name)
-    loaded = load_settings(write(tmp_path, settings))
+    loaded = load_settings(SFTSettings, write(tmp_path, settings))
     stage = build_recipe(loaded, MM1Config.from_preset("mm1-tiny"))
     data = stage.data
     assert (stage.batch_size, data.sequence_length, data.unit) == (256, 2048, "documents")
@@ -94,7 +93,7 @@ def test_what_is_unset_is_the_recipes(settings, tmp_path):
     assert data.mixture == pytest.approx({"general": 0.8 / 7.1, "text-only": 0.1})
     settings["recipe"] = "mm1-3b"
     settings["sources"] = {name: {"path": "nowhere", "layout": "chat"} for name in ("vqav2", "dvqa")}
-    mm1 = build_recipe(load_settings(write(tmp_path, settings)), None).data
+    mm1 = build_recipe(load_settings(SFTSettings, write(tmp_path, settings)), None).data
     assert (mm1.image_splitting, mm1.resolution) == ("static", 1344)
     assert mm1.mixture["dvqa"] / mm1.mixture["vqav2"] == pytest.approx(200 / 83)
 
@@ -102,7 +101,7 @@ def test_what_is_unset_is_the_recipes(settings, tmp_path):
 def test_categories_are_seen_by_their_weights(settings, tmp_path):
     settings["sources"]["general"]["weight"] = 3.0
     settings["sources"]["text-only"]["weight"] = 1.0
-    mixture = build_trainer(load_settings(write(tmp_path, settings))).train_dataset
+    mixture = build_run(load_settings(SFTSettings, write(tmp_path, settings))).trainer.train_dataset
     stream = iter(mixture)
     for _ in range(30):
         mixture.consumed(next(stream)["mixture_state"])
@@ -116,7 +115,7 @@ def test_the_continual_stage_cuts_1344_into_tiles_of_672(frozen, settings, tmp_p
     for source in continual["sources"].values():
         source["weight"] = 1.0
     continual["arguments"] = {"use_cpu": True, "bf16": False, "report_to": "none"}
-    trainer = build_pretraining(load_pretraining(write(tmp_path, continual)))
+    trainer = build_run(load_settings(PretrainingSettings, write(tmp_path, continual))).trainer
     images = trainer.processing_class.image_processor
     assert (images.image_splitting, images.size["height"], images.static_grid) == ("static", 672, 2)
     assert images.get_number_of_image_patches(1344, 1344) == 5
@@ -131,7 +130,7 @@ def test_the_continual_stage_cuts_1344_into_tiles_of_672(frozen, settings, tmp_p
     ("change", "message"),
     [
         ({"colour": "red"}, "unknown entries: colour"),
-        ({"sources": {}}, "sources maps names"),
+        ({"sources": {}}, "sources must map names"),
         ({"recipe": "mm9"}, "mm9"),
         ({"recipe": None}, "general have no weight"),
         ({"lora": "everything"}, "no LoRA preset 'everything'"),

@@ -93,7 +93,7 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
     run.train()
     (tmp_path / "checkpoint-1" / "mixture_0.json").unlink()
     run.args.max_steps = 2
-    with pytest.raises(ValueError, match="no place in the data stream"):
+    with pytest.raises(ValueError, match="does not store this rank's position in the data stream"):
         run.train(resume_from_checkpoint=True)
     run.is_distributed_loading_by_transformers = True
     with pytest.raises(ValueError, match="weights were not split over processes"):

@@ -111,7 +111,7 @@ def test_label_smoothing_drops_none_of_the_model_s_losses(kind, loss, tmp_path):
     words = {"input_ids": list(range(5, 15)), "labels": list(range(5, 15))}
     settings = {"dataset": [words] * 2, "collator": default_data_collator}
     smoothed = {**settings, "label_smoothing_factor": 0.1}
-    with pytest.raises(ValueError, match=f"leave out what the model's own has: {loss}=0.1. Set"):
+    with pytest.raises(ValueError, match=f"leave out losses that the model itself would add: {loss}=0.1. Set"):
         trainer(tmp_path, with_losses(kind, **{loss: 0.1}), **smoothed).train()
     plain, heavy = (
         trainer(tmp_path, with_losses(kind, **weights), **settings).train() for weights in ({}, {loss: 0.1})

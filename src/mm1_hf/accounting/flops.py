@@ -1,11 +1,12 @@
 """
-How many floating-point operations an MM1 needs: the formula that the planner and the logged MFU share.
+Counts the floating-point operations of an MM1, by a formula that both the planner and the logged MFU use.
 
-What counts: matrix multiplications and convolutions, a multiply-add as 2. Attention counts the pairs of query and key that
-may see each other: causal, and within a segment of a packed row. Many published MFU figures count every pair of the row
-instead and come out higher. The head counts at the positions that have a target, as the model runs it. Norms, activations,
-softmax, rotary positions and optimizer are left out, and so is what gradient checkpointing computes again: this is the work
-that the model needs, not what the hardware is given.
+Matrix multiplications and convolutions are counted, with 2 operations for a multiply-add. Attention counts only the
+pairs of query and key that attend to each other: it is causal, and limited to a segment of a packed row. Many
+published MFU figures count every pair of the row instead, and are therefore higher. The head is counted only at the
+positions that have a target, because the model computes it only there. Norms, activations, softmax, rotary positions
+and the optimizer are not counted, nor is the recomputation by gradient checkpointing: the count is the work that the
+model needs, not the work that the hardware does.
 """
 
 import copy
@@ -29,10 +30,10 @@ class Flops:
     Floating-point operations of each part.
 
     Args:
-        encoder: the image encoder's.
-        connector: the connector's.
-        decoder: the decoder's, without its head.
-        head: those of the projection to the vocabulary.
+        encoder: operations of the image encoder.
+        connector: operations of the connector.
+        decoder: operations of the decoder, without its head.
+        head: operations of the projection to the vocabulary.
     """
 
     encoder: float
@@ -49,13 +50,14 @@ class Flops:
 @dataclass(frozen=True)
 class FlopsFormula:
     """
-    An MM1's floating-point operations, linear in what a batch holds.
+    The floating-point operations of an MM1's forward pass as a linear function of the contents of a batch.
 
     Args:
-        encoder_per_tile, connector_per_tile: of the forward pass.
-        decoder_per_position: of the decoder's matrices; of the experts, those that a token is sent to.
-        decoder_per_pair: of attention, for each pair of query and key.
-        head_per_target: of the projection to the vocabulary.
+        encoder_per_tile, connector_per_tile: operations of the encoder and of the connector for each tile.
+        decoder_per_position: operations of the decoder's matrices for each position; of its experts, only those to
+            which a token is sent are counted.
+        decoder_per_pair: operations of attention for each pair of query and key.
+        head_per_target: operations of the projection to the vocabulary for each target.
     """
 
     encoder_per_tile: float
@@ -66,13 +68,13 @@ class FlopsFormula:
 
     def forward(self, *, positions: float, tiles: float, targets: float, pairs: float) -> Flops:
         """
-        One forward pass.
+        Operations of one forward pass.
 
         Args:
-            positions: of all rows, image tokens and padding among them.
-            tiles: images, or tiles of split ones.
-            targets: positions whose next token is learned.
-            pairs: query and key that see each other; [`causal_pairs`] of a row's examples.
+            positions: number of positions of all rows, including image tokens and padding.
+            tiles: number of tiles; an image that is not split is one tile.
+            targets: number of positions that have a target.
+            pairs: number of pairs of query and key that attend to each other; [`causal_pairs`] computes it.
         """
         return Flops(
             encoder=self.encoder_per_tile * tiles,
@@ -85,12 +87,13 @@ class FlopsFormula:
         self, *, positions: float, tiles: float, targets: float, pairs: float, frozen: Collection[str] = ()
     ) -> Flops:
         """
-        Forward and backward: three times the forward pass. Of a part in `frozen` the weights get no gradient; the encoder
-        then has no backward pass at all, nor has the connector where the encoder is frozen too.
+        Operations of a forward and a backward pass, together three times those of the forward pass if nothing is
+        frozen. No gradient of the weights is computed for a frozen part. A frozen encoder has no backward pass at all,
+        and neither has a frozen connector behind a frozen encoder.
 
         Args:
-            positions, tiles, targets, pairs: as [`forward`] takes them.
-            frozen: of `"encoder"`, `"connector"` and `"decoder"`.
+            positions, tiles, targets, pairs: the arguments of [`forward`].
+            frozen: the frozen parts, any of `"encoder"`, `"connector"` and `"decoder"`.
         """
         forward = self.forward(positions=positions, tiles=tiles, targets=targets, pairs=pairs)
         behind_encoder = "encoder" in frozen
@@ -106,7 +109,11 @@ class FlopsFormula:
 
 def causal_pairs(*lengths: int) -> int:
     """
-    Pairs of query and key in a row of examples of these lengths, which do not see each other.
+    The number of pairs of query and key that attend to each other in a row of examples; examples do not attend to each
+    other.
+
+    Args:
+        lengths: number of positions of each example.
 
     Example:
 
@@ -125,12 +132,12 @@ def flops_formula(
     model_or_config: MM1ForConditionalGeneration | MM1Config, tile_size: int | None = None
 ) -> FlopsFormula:
     """
-    The formula of an MM1, read off its weights and configuration. A foreign decoder's sliding windows count as full
-    attention.
+    Derives the formula of an MM1 from its weights and configuration. In decoders other than `mm1_text`, attention with
+    a sliding window is counted as full attention.
 
     Args:
         model_or_config: an MM1 or its configuration.
-        tile_size: side of the tiles in pixels; unset, the configured one.
+        tile_size: side of a tile, in pixels; unset, that of the configuration.
 
     Example:
 
@@ -168,7 +175,7 @@ def flops_formula(
 
 
 def _matrices(module: nn.Module) -> list[nn.Parameter]:
-    """What tokens are multiplied by: linear layers, routers and experts, not the tables that are looked up or added."""
+    """The matrices that tokens are multiplied by: linear layers, routers and experts, but not embedding tables."""
     tables = {inner.weight for inner in module.modules() if isinstance(inner, nn.Embedding)}
     experts = expert_parameters(module)
     return [
@@ -181,7 +188,7 @@ def _convolutions(module: nn.Module) -> int:
 
 
 def _encoder(tower: PreTrainedModel) -> float:
-    # Its own configuration: the whole model's also counts the layers behind the feature layer, which are not built.
+    # The tower's own configuration: that of the model also counts layers after the feature layer, which are not built.
     config = tower.config
     patches = vision_grid_size(config) ** 2
     names = {name.rsplit(".", 1)[-1] for name, _ in tower.named_parameters()}
@@ -199,11 +206,11 @@ def _connector(connector: nn.Module, config: Any) -> float:
         for stage, places in ((connector.stage1, patches), (connector.stage2, tokens)):
             for block in stage:
                 gates = _convolutions(block.get_submodule("squeeze_excite"))
-                # The gates are computed once for a tile, from the mean of its channels.
+                # The gates are computed once per tile, from the mean of each channel.
                 total += gates + (_convolutions(block) - gates) * places
         return 2 * total
     if isinstance(connector, AttentionPooling):
-        # The queries are the same for every tile and projected once for all of them.
+        # The queries are the same for every tile, and are projected only once, so they are not counted.
         width = config.vision_hidden_size
         per_patch, per_token = 2 * width**2, width**2 + width * config.text_hidden_size
         return 2 * (patches * per_patch + tokens * per_token) + 4 * width * patches * tokens

@@ -1,4 +1,4 @@
-"""Counts a model's parameters, part by part."""
+"""Counts the parameters of a model by part."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -12,7 +12,7 @@ from mm1_hf.model.configuration_mm1 import MM1Config
 from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration, MM1Model
 
 
-# What transformers' mixtures of experts call their number of experts and how many of them a token takes.
+# Names of the number of experts, and of the number of experts per token, in the mixtures of experts of transformers.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k")
 
@@ -22,12 +22,12 @@ Kind = TypeVar("Kind", bound=nn.Module)
 @dataclass(frozen=True)
 class PartCount:
     """
-    Numbers of parameters.
+    Numbers of parameters of one part.
 
     Args:
-        parameters: all of them.
-        active: those that one token meets: all but the experts that it is not sent to.
-        trainable: those with `requires_grad`.
+        parameters: number of all parameters.
+        active: number of parameters that one token uses: all except the experts that it is not sent to.
+        trainable: number of parameters with `requires_grad`.
     """
 
     parameters: int = 0
@@ -43,15 +43,15 @@ class PartCount:
 @dataclass(frozen=True)
 class ParameterCount:
     """
-    A model's parameters by part.
+    The parameters of a model by part.
 
     Args:
         encoder: the image encoder, as far as MM1 uses it (without the norm and the pooling after its last layer).
-        connector: what lies between the encoder and the decoder.
-        decoder: the decoder without embeddings and head, as the papers count N; experts and routers are in it.
-        embeddings: the decoder's token embeddings, and learned positions where it has them.
-        head: the projection to the vocabulary; 0 where it shares the embeddings' weight.
-        adapters: what PEFT has added, such as LoRA's matrices.
+        connector: the connector between encoder and decoder.
+        decoder: the decoder with its experts and routers, but without embeddings and head, which is the papers' N.
+        embeddings: the decoder's token embeddings and, if it has them, its position embeddings.
+        head: the projection to the vocabulary; 0 if it shares the weight of the embeddings.
+        adapters: the parameters that PEFT added, for example LoRA's matrices.
     """
 
     encoder: PartCount
@@ -67,7 +67,7 @@ class ParameterCount:
         return sum((part for _, part in self.parts()), PartCount())
 
     def parts(self) -> Iterator[tuple[str, PartCount]]:
-        """Name and count of each part, in the order of the data; adapters only where there are any."""
+        """Name and count of each part, in the order of the fields; adapters only if there are any."""
         for field in fields(self):
             part = getattr(self, field.name)
             if part.parameters or field.name != "adapters":
@@ -78,16 +78,16 @@ def count_parameters(model_or_config: nn.Module | MM1Config) -> ParameterCount:
     """
     Counts the parameters of an MM1.
 
-    A configuration is built on the meta device, which takes no memory: the 64B preset takes a fraction of a second. A
-    model may be wrapped (PEFT, data parallelism). The copy that PEFT keeps of a module that it trains whole is not
-    counted. Weights in packed storage, as 4-bit quantisation has them, count as stored. The experts of a foreign
-    decoder that does not say how many of them a token takes count as active.
+    The model of a configuration is built on the meta device, which takes no memory; for the 64B preset this takes a
+    fraction of a second. A model may be wrapped, for example by PEFT or for data parallelism. If PEFT trains a copy of
+    a whole module, only the copy is counted. Packed weights, as in 4-bit quantisation, are counted as stored. If the
+    configuration of another decoder does not state the number of experts per token, all its experts count as active.
 
     Args:
         model_or_config: an [`MM1Config`], [`MM1Model`] or [`MM1ForConditionalGeneration`].
 
     Raises:
-        ValueError: there is no MM1 in it.
+        ValueError: `model_or_config` is not an MM1 and does not contain one.
 
     Example:
 
@@ -107,8 +107,8 @@ def count_parameters(model_or_config: nn.Module | MM1Config) -> ParameterCount:
     core = _first(model, MM1Model)
     if core is None:
         raise ValueError(
-            "Parameters are counted of an MM1Config, an MM1Model or an MM1ForConditionalGeneration, which may be "
-            f"wrapped; got {type(model_or_config).__name__}. For any other model call its num_parameters()."
+            "Pass an MM1Config, an MM1Model or an MM1ForConditionalGeneration (it may be wrapped) to count its "
+            f"parameters; got {type(model_or_config).__name__}. For any other model, call its num_parameters()."
         )
     whole = _first(model, MM1ForConditionalGeneration)
     decoder = core.language_model
@@ -119,7 +119,7 @@ def count_parameters(model_or_config: nn.Module | MM1Config) -> ParameterCount:
     part_of: dict[nn.Parameter, str] = dict.fromkeys(_adapter_parameters(model), "adapters")
     for name, module in modules:
         for parameter in module.parameters():
-            # A shared weight belongs to the first part that has it: a tied head counts as embeddings.
+            # A shared weight belongs to the first part that contains it: a tied head counts as embeddings.
             part_of.setdefault(parameter, name)
 
     experts, (chosen, number_of_experts) = expert_parameters(decoder), _routing(decoder.config)
@@ -130,7 +130,7 @@ def count_parameters(model_or_config: nn.Module | MM1Config) -> ParameterCount:
             continue
         number = parameter.numel()
         active = number * chosen // number_of_experts if parameter in experts else number
-        # What belongs to no part was put around the model, such as a learned prompt.
+        # A parameter of no part was added around the model, for example PEFT's prompt embeddings.
         name = part_of.get(parameter, "adapters")
         counts[name] += PartCount(number, active, number if parameter.requires_grad else 0)
     return ParameterCount(**counts)
@@ -142,7 +142,7 @@ def _first(model: nn.Module, kind: type[Kind]) -> Kind | None:
 
 
 def _adapter_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """What PEFT's layers name as their own; a module that is trained whole stays a part of the model."""
+    """Parameters that PEFT added in its layers, without the copies of modules that PEFT trains as a whole."""
     adapters: set[nn.Parameter] = set()
     for module in model.modules():
         for path in getattr(module, "adapter_layer_names", ()):
@@ -153,7 +153,7 @@ def _adapter_parameters(model: nn.Module) -> set[nn.Parameter]:
 
 
 def _kept_originals(model: nn.Module) -> set[nn.Parameter]:
-    """The weights that PEFT keeps beside the trained copy of a module, and does not use."""
+    """Weights of the original modules that PEFT keeps beside their trained copies, and does not use."""
     return {
         parameter
         for module in model.modules()
@@ -164,10 +164,10 @@ def _kept_originals(model: nn.Module) -> set[nn.Parameter]:
 
 def expert_parameters(decoder: nn.Module) -> set[nn.Parameter]:
     """
-    The parameters of routed experts: all of transformers' decoders call their module `experts`.
+    Returns the parameters of the routed experts. All decoders of transformers name the module of these `experts`.
 
     Args:
-        decoder: any; a dense one has none.
+        decoder: any decoder; for a dense one the result is empty.
     """
     named = decoder.named_modules()
     return {
@@ -177,17 +177,17 @@ def expert_parameters(decoder: nn.Module) -> set[nn.Parameter]:
 
 def active_share(decoder: nn.Module) -> float:
     """
-    The share of a sparse layer's experts that a token is sent to; 1 where there are none.
+    The share of a sparse layer's experts that a token is sent to; 1 without experts, or if their number is unknown.
 
     Args:
-        decoder: with a configuration of transformers'.
+        decoder: a decoder of transformers, with its configuration.
     """
     chosen, number = _routing(decoder.config)
     return chosen / number
 
 
 def _routing(text_config: Any) -> tuple[int, int]:
-    """How many experts a token takes, and of how many."""
+    """The number of experts per token and the number of all experts; `(1, 1)` if one of them is not configured."""
     chosen, number = (
         next((getattr(text_config, name) for name in names if getattr(text_config, name, None)), None)
         for names in (_EXPERTS_PER_TOKEN, _EXPERTS)
@@ -197,14 +197,14 @@ def _routing(text_config: Any) -> tuple[int, int]:
 
 def parameter_table(model_or_config: nn.Module | MM1Config) -> str:
     """
-    The parameters of each part as an aligned table for a terminal: all, those of them that a token meets where there
-    are experts, and those that are trained where a model is given.
+    Formats the parameters of each part as an aligned table for a terminal. If there are experts, a column shows the
+    active parameters; if a model is given rather than a configuration, a column shows the trainable parameters.
 
     Args:
-        model_or_config: as [`count_parameters`] takes it.
+        model_or_config: a model or configuration, as for [`count_parameters`].
 
     Raises:
-        ValueError: there is no MM1 in it.
+        ValueError: `model_or_config` is not an MM1 and does not contain one.
 
     Example:
 

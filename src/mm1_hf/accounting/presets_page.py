@@ -1,5 +1,5 @@
 """
-The table of all presets, with how sure each value is.
+Writes the page that lists all presets and says how certain each value is.
 
 `python -m mm1_hf.accounting.presets_page` prints `docs/presets.md`.
 """
@@ -20,66 +20,67 @@ _SURENESS = ("ours", "paper", "inferred", "unverified")
 _INTRO = """\
 # Presets
 
-Written by `make docs` from `src/mm1_hf/model/presets/*.json`; change those, not this page.
+Written by `make docs` from `src/mm1_hf/model/presets/*.json`; change those files, not this page.
 
-Apple released neither weights nor code, and the papers give sizes but no shapes of the decoders.
-`MM1Config.from_preset(name)` returns a configuration for each published size. It is a shape to train, and there
-are no weights of Apple's to load into it.
+Apple released neither weights nor code, and the papers give the sizes of the decoders but not their shapes.
+`MM1Config.from_preset(name)` returns a configuration for each published size. It describes a model to train; Apple
+has published no weights that could be loaded into it.
 
-How sure a value is:
+A mark after a value says how certain it is:
 
 - no mark: the paper states it;
 - ⁱ inferred: from public code of the same authors or of the papers they build on, from arithmetic, or from a
   sibling model;
 - ᵘ unverified: from secondary notes on the papers.
 
-Each JSON file marks every one of its values in `sources`. A key there stands for everything below it, and the
-longest matching key counts. A sum carries the mark of its least sure term.
+Each JSON file gives the sources of all its values in `sources`. A key in `sources` applies to everything below it;
+if several keys match a value, the longest one applies. A sum carries the mark of its least certain term.
 
-What all of them share: the papers' parameter counts fit 12 · layers · width², from which width, layers and
-heads are inferred. Block, MLP width (8/3 of the width, rounded up to a multiple of 256), norm and rotary base
-are those of AXLearn, Apple's public training code, of that date. The vocabulary is unknown: 32,128 rows, the
-image token at 32,000, embeddings and head apart. The encoder's last layer feeds the connector, before the norm
-that follows it; the papers do not say which layer they took. The C-Abstractor's depth and width are those of
-Honeybee, which it comes from.
+The following holds for all presets. The papers' parameter counts fit 12 · layers · width², from which width, layers
+and heads are inferred. Block, MLP width (8/3 of the width, rounded up to a multiple of 256), norm and rotary base
+are those that AXLearn, Apple's public training code, had at that time. The vocabulary is unknown; the presets have
+32,128 rows, the image token at 32,000, and separate weights for embeddings and head. The output of the encoder's
+last layer, before the norm that follows it, goes to the connector; the papers do not say which layer they used. The
+C-Abstractor comes from Honeybee, and has the depth and width that it has there.
 
-In the MoE models the hidden width of an expert is unpublished; here it is the dense layer's. For MM1.5 the
-encoder is taken to be MM1's ViT-H/14. Its image size is the tile of the dynamic splitting, and every tile
-becomes 144 tokens; that the position embeddings are stored at this size is inferred.
+The hidden width of an expert in the MoE models is not published; the presets use that of the dense layer. The
+encoder of MM1.5 is assumed to be MM1's ViT-H/14. Its image size is the tile size of dynamic splitting, and every
+tile becomes 144 tokens; that the position embeddings are stored at this size is inferred.
 """
 
 _COUNTS = """\
 ## Parameters
 
-Counted on the models as they are built. The decoder's N leaves embeddings and head out, as the papers' does,
-and has all experts in it. *Active* are those that one token meets: all but the experts that it is not sent to.
+Counted on the models that are built from the presets. As in the papers, the decoder's N excludes embeddings and
+head; it includes all experts. *Active* parameters are those that one token uses: all except the experts that it is
+not sent to.
 """
 
 _SHAPES = """\
 ## Shapes
 
-Width × layers / heads. The decoders have as many key-value heads as heads (ⁱ).
+Width × layers / heads. The decoders have as many key-value heads as query heads (ⁱ).
 """
 
 _TESTS = """\
 ## For tests
 
-Of no published size, with numbers of our own.
+These small models have no published size; their numbers are chosen by this package.
 """
 
 _COMPARISON = """\
-## Beside the papers' figures
+## Comparison with the papers' figures
 
-*Backbone* is the decoder's N with every MLP dense. What the 64B of the 3B-MoE count is not said: both readings
-are given.
+*Backbone* is the decoder's N with every MLP dense. The paper does not say which parameters the 64B of the 3B-MoE
+include, so the table compares it with the decoder's N and with the whole model.
 """
 
 
 def read_preset(name: str) -> dict[str, Any]:
     """
-    A preset's file: `config` (arguments of [`MM1Config`]), `sources` (dotted key to `"paper"`, `"inferred"`,
-    `"unverified"` or, for the tests' own, `"ours"`), `stated` (the paper's parameter counts, each a `value` and its
-    `source`) and `notes`.
+    Reads the file of a preset. It holds `config` (arguments of [`MM1Config`]), `sources` (for dotted keys of `config`,
+    `"paper"`, `"inferred"`, `"unverified"` or, in the presets for tests, `"ours"`), `stated` (the paper's parameter
+    counts, each with `value` and `source`) and `notes`.
 
     Args:
         name: one of [`~mm1_hf.preset_names`].
@@ -94,14 +95,14 @@ def read_preset(name: str) -> dict[str, Any]:
 
 def source_of(preset: dict[str, Any], key: str) -> str:
     """
-    How sure the value at a dotted key of a preset's `config` is.
+    Returns the source of a value of a preset's `config`.
 
     Args:
-        preset: what [`read_preset`] returns.
-        key: such as `"text_config.hidden_size"`.
+        preset: a preset as [`read_preset`] returns it.
+        key: dotted key of the value, for example `"text_config.hidden_size"`.
 
     Raises:
-        ValueError: neither the key nor one above it is marked.
+        ValueError: the preset's `sources` contain neither the key nor a key above it.
     """
     names = key.split(".")
     for length in range(len(names), 0, -1):
@@ -111,7 +112,7 @@ def source_of(preset: dict[str, Any], key: str) -> str:
 
 
 def presets_page() -> str:
-    """`docs/presets.md`: the counts and shapes of all presets, beside the papers' figures, with how sure they are."""
+    """The text of `docs/presets.md`: sizes and shapes of all presets, and a comparison with the papers' figures."""
     presets = {name: read_preset(name) for name in sorted(preset_names(), key=_size_order)}
     counts = {name: count_parameters(MM1Config.from_preset(name)) for name in presets}
     published = {name: preset for name, preset in presets.items() if "tiny" not in name}
@@ -139,7 +140,7 @@ def presets_page() -> str:
 
 
 def _size_order(name: str) -> tuple[int, bool, float, str]:
-    """MM1's proxies, ablations and final models, then MM1.5's; dense before sparse, small before large."""
+    """Sort key: MM1's proxies, ablations and final models, then MM1.5; dense before sparse, small before large."""
     order = ("mm1-proxy", "mm1-ablation", "mm1-", "mm1.5-")
     group = next(index for index, start in enumerate(order) if name.startswith(start))
     size = next((part for part in name.split("-")[1:] if part[0].isdigit()), "0b")
@@ -161,7 +162,7 @@ def _scaled(number: float) -> tuple[float, str]:
 
 
 def _mark(preset: dict[str, Any], *keys: str) -> str:
-    """The mark of the least sure of some values; what a preset leaves to the defaults has none."""
+    """The mark of the least certain of some values. Values that a preset leaves to the defaults have no mark."""
     sources = [source_of(preset, key) for key in keys if _lookup(preset["config"], key) is not None]
     return _MARKS[max(sources, key=_SURENESS.index)] if sources else ""
 
@@ -222,8 +223,8 @@ def _comparison_rows(name: str, preset: dict[str, Any], count: ParameterCount) -
         dense.text_config.num_experts = 0
         figures.append(("backbone", "backbone_parameters", count_parameters(dense).decoder.parameters))
     if "total_parameters" in stated:
-        figures.append(("total, of the decoder's N", "total_parameters", count.decoder.parameters))
-        figures.append(("total, of the whole model", "total_parameters", count.total.parameters))
+        figures.append(("total, as the decoder's N", "total_parameters", count.decoder.parameters))
+        figures.append(("total, as the whole model", "total_parameters", count.total.parameters))
     for label, key, number in figures:
         value = stated[key]["value"]
         scaled, letter = _scaled(value)

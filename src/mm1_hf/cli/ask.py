@@ -8,10 +8,10 @@ import mm1_hf  # noqa: F401 - registers MM1 with the Auto classes
 from mm1_hf.evaluation.answering import answer
 
 
-def ask(model: str, image: str, question: str) -> None:
-    """Prints the answer of a saved model to a question about one picture."""
-    picture = load_image(image)
+def run(model: str, image: str, question: str) -> None:
+    """Prints a saved model's answer to a question about one image."""
+    loaded_image = load_image(image)
     processor = AutoProcessor.from_pretrained(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = AutoModelForImageTextToText.from_pretrained(model, dtype="auto").to(device).eval()
-    print(answer(loaded, processor, [(picture, question)], max_new_tokens=64)[0])
+    print(answer(loaded, processor, [(loaded_image, question)], max_new_tokens=64)[0])

@@ -1,4 +1,4 @@
-"""`mm1 convert`: a foreign checkpoint into a model or a part of one."""
+"""`mm1 convert`: a foreign checkpoint to a model or a part of one."""
 
 import inspect
 from collections.abc import Callable
@@ -21,13 +21,15 @@ CONVERSIONS: dict[str, Callable[..., None]] = {
 }
 
 
-def convert(kind: str, source: str, output: str, dtype: str | None, max_shard_size: str, allow_pickle: bool) -> None:
-    """Writes what `mm1_hf.convert` makes of a checkpoint of one kind; refuses options that mean nothing for it."""
+def run(kind: str, source: str, output: str, dtype: str | None, max_shard_size: str, allow_pickle: bool) -> None:
+    """Converts a checkpoint; refuses an option that its kind does not have."""
     function = CONVERSIONS[kind]
     options: dict[str, Any] = {"max_shard_size": max_shard_size, "allow_pickle": allow_pickle}
     taken = inspect.signature(function).parameters
     if allow_pickle and "allow_pickle" not in taken:
-        raise ValueError(f"--allow-pickle: checkpoints of the kind {kind} are no pickles. Leave it out.")
+        raise ValueError(
+            f"--allow-pickle does nothing for the kind {kind}, whose checkpoints are not pickles. Leave it out."
+        )
     options = {name: value for name, value in options.items() if name in taken}
     function(source, output, dtype=None if dtype is None else getattr(torch, dtype), **options)
     print(f"{kind}: {source} -> {output}")

@@ -7,10 +7,10 @@ from pathlib import Path
 from mm1_hf.inspection.row_page import write_page
 from mm1_hf.inspection.sources import CHAT, Labels, inspect_data, inspect_mixture
 from mm1_hf.inspection.terminal import render
-from mm1_hf.training import pretraining, sft
+from mm1_hf.training.settings import PretrainingSettings, SFTSettings, load_settings
 
 
-def inspect(
+def run(
     data: str | None,
     model: str | None,
     config: str | None,
@@ -22,10 +22,10 @@ def inspect(
     html: str | None,
 ) -> None:
     """
-    Prints a row of a data set, or of a run's mixture, and writes it as a page where one is asked for.
+    Prints a row of a data set, or of a run's mixture, and writes it as an HTML page if `html` names a file.
 
     Raises:
-        ValueError: options that do not go together, or a row that cannot be read.
+        ValueError: options that exclude each other, or a row that cannot be read.
     """
     if config is not None:
         if given := [
@@ -39,13 +39,15 @@ def inspect(
             )
             if value is not None
         ]:
-            raise ValueError(f"a run's settings say what is read; leave out {', '.join(given)}.")
-        settings = sft.load_settings(config) if command == "sft" else pretraining.load_settings(config)
-        inspected = inspect_mixture(settings, row)
+            raise ValueError(f"--config says which data is read: leave out {', '.join(given)}.")
+        kind = SFTSettings if command == "sft" else PretrainingSettings
+        inspected = inspect_mixture(load_settings(kind, config), row)
     elif command is not None:
-        raise ValueError(f"--command {command} says whose settings --config names; give that, or leave it out.")
+        raise ValueError(
+            f"--command {command} says what the file of --config is for: give --config too, or leave --command out."
+        )
     elif data is None or model is None:
-        raise ValueError("give DATA and --model, or a run's settings by --config.")
+        raise ValueError("give DATA and --model, or the settings file of a run with --config.")
     else:
         inspected = inspect_data(
             model, data, layout=layout or CHAT, split=split or "train", row=row, labels=labels or "mm1"

@@ -1,6 +1,6 @@
-"""`mm1 quickstart`."""
+"""`mm1 quickstart`: the whole way in one command."""
 
-from mm1_hf.quickstart.run import quickstart
+from mm1_hf.quickstart.run import quickstart as run
 
 
-__all__ = ["quickstart"]
+__all__ = ["run"]

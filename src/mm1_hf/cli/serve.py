@@ -1,4 +1,4 @@
-"""`mm1 serve` and `mm1 chat`: transformers' own, in a process that knows MM1."""
+"""`mm1 serve` and `mm1 chat`: transformers' own commands, in a process where MM1 is registered."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,13 @@ import mm1_hf  # noqa: F401 - registers MM1 with transformers
 
 def run(arguments: Sequence[str]) -> None:
     """
-    Hands `serve` or `chat`, with whatever follows, to transformers' command.
+    Passes the arguments on to transformers' command.
+
+    Args:
+        arguments: `serve` or `chat`, and the options of that command.
 
     Raises:
-        ValueError: what transformers' server and chat need is not installed.
+        ValueError: a package that transformers' server and chat need is not installed.
     """
     if not is_serve_available():
         raise ValueError("Serving needs more packages: pip install 'mm1_hf[serve]'.")

@@ -1,13 +1,9 @@
-"""`mm1 sft`: fine-tuning from a file of settings."""
+"""`mm1 sft`: fine-tuning from a settings file."""
 
-import importlib.util
+from mm1_hf.training.runs import train
+from mm1_hf.training.settings import SFTSettings, load_settings
 
 
-def sft(config: str) -> None:
-    """Fine-tunes as a YAML or JSON file says."""
-    if importlib.util.find_spec("trl") is None:
-        raise ValueError("Fine-tuning uses TRL, which is not installed: pip install 'mm1_hf[sft]'")
-    from mm1_hf.training.sft import load_settings
-    from mm1_hf.training.sft import sft as run
-
-    run(load_settings(config))
+def run(config: str) -> None:
+    """Fine-tunes as a YAML or JSON file says, or resumes."""
+    train(load_settings(SFTSettings, config))

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: foreign checkpoints become models and parts of MM1, with equal outputs."""
+"""Converts foreign checkpoints to MM1 models, or to parts of them, that compute the same outputs as their source."""
 
 from .aim import convert_aim
 from .axlearn import convert_axlearn

@@ -1,4 +1,4 @@
-"""AIM's encoders, version 1, out of their published checkpoints."""
+"""Converts the published checkpoints of AIM's encoders, version 1."""
 
 from os import PathLike
 
@@ -20,9 +20,11 @@ from mm1_hf.model.configuration_aim import AIMVisionConfig
 from mm1_hf.model.modeling_aim import AIMVisionModel
 
 
-# Of every published size: 600M is 1536 wide, 1B 2048, 3B 3072, 7B 4096.
+# Width of an attention head in every published size (the model width is 1536 for 600M, 2048 for 1B, 3072 for 3B and
+# 4096 for 7B).
 _HEAD_WIDTH = 128
-# Of the 24 layers of AIM-600M, which its authors probe and MM1 uses.
+# By width and depth, the number of layers to keep: of AIM-600M's 24 layers, its authors probe the first 20, and MM1
+# uses them.
 _USED_LAYERS = {(1536, 24): 20}
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -57,18 +59,21 @@ def convert_aim(
     allow_pickle: bool = False,
 ) -> None:
     """
-    Writes an AIM encoder, version 1, as an [`AIMVisionModel`] with its image processor. Its probing head is left out.
+    Converts an AIM encoder, version 1, to an [`AIMVisionModel`] with an image processor. The probing head is dropped.
 
     Args:
-        source: a file, a folder or a Hub id. The sizes are read off the weights.
-        output: a folder, which must not exist.
-        num_layers: how many of its layers to keep; unset, 20 of AIM-600M's 24 and all of the others'.
-        dtype: of the written weights; unset, the checkpoint's.
-        max_shard_size: bounds the files that are written, and the memory.
+        source: file, folder or Hub id of the checkpoint. The sizes of the model are read from the shapes of its
+            weights.
+        output: folder to write. It must not exist yet, or be empty.
+        num_layers: number of layers to keep, from the first one on; unset, 20 of the 24 layers of AIM-600M, and all
+            layers of the other sizes.
+        dtype: dtype of the written weights; unset, the dtype in the checkpoint.
+        max_shard_size: maximum size of a written file, which also bounds the memory that the conversion needs.
         allow_pickle: whether to read pickled weights.
 
     Raises:
-        ValueError: the checkpoint is not AIM's, or has fewer layers.
+        ValueError: the checkpoint is not one of AIM, version 1, or `num_layers` is not between 1 and its number of
+            layers.
     """
     path = source_folder(source, ["*.pth", "*.bin"] if allow_pickle else [])
     checkpoint = Checkpoint(path, allow_pickle=allow_pickle)
@@ -100,14 +105,17 @@ def _configuration(checkpoint: Checkpoint, given: dict, num_layers: int | None) 
     patches, widening = "preprocessor.patchifier.proj.weight", "trunk.blocks.0.mlp.fc1.weight"
     if patches not in checkpoint or widening not in checkpoint:
         raise ValueError(
-            f"{checkpoint.path} is no checkpoint of AIM, version 1: it has no {patches} and {widening}. Version 2 is in "
-            "transformers: mm1_hf.assemble takes it as it is."
+            f"{checkpoint.path} is not a checkpoint of AIM, version 1, which has the tensors {patches} and "
+            f"{widening}. AIM version 2 needs no conversion: it is part of transformers, and mm1_hf.assemble accepts "
+            "it."
         )
     width, channels, patch_size, _ = checkpoint.meta(patches).shape
     depth = _depth(checkpoint)
     layers = _USED_LAYERS.get((width, depth), depth) if num_layers is None else num_layers
     if not 1 <= layers <= depth:
-        raise ValueError(f"num_layers={layers}, but {checkpoint.path} has {depth} layers: give 1 to {depth}.")
+        raise ValueError(
+            f"num_layers={layers}, but {checkpoint.path} has {depth} layers. Give a number from 1 to {depth}."
+        )
     return AIMVisionConfig(
         hidden_size=width,
         intermediate_size=checkpoint.meta(widening).shape[0],

@@ -1,14 +1,15 @@
-"""Decoders trained in AXLearn, MM1's own framework, as `mm1_text`.
+"""Converts decoders that were trained in AXLearn, the framework of MM1's authors, to `mm1_text`.
 
-Read is the parameter tree of its causal language model, flattened to names with `/` or `.` between their parts, in an `.npz`
-or in safetensors (shapes: V vocabulary, D width, N heads, K key-value heads, H head width, F hidden width, E experts):
+The checkpoint is the parameter tree of AXLearn's causal language model, flattened to names whose parts are separated
+by `/` or `.`, in an `.npz` or safetensors file. It has these tensors (V: vocabulary size, D: model width, N: attention
+heads, K: key-value heads, H: width of a head, F: hidden width of the feed-forward layers, E: experts):
 
 | name under `decoder/` | shape |
 |---|---|
 | `emb/token_emb/weight` | V, D |
-| `transformer/layerI/...`, a layer each | |
-| or `transformer/repeat/layer/...`, layers stacked along a first dimension | |
-| or `transformer/repeat/layer/layerJ/...`, where each repeat is several layers | |
+| `transformer/layerI/...` for each layer I | |
+| or `transformer/repeat/layer/...`, with all layers stacked along an additional first dimension | |
+| or `transformer/repeat/layer/layerJ/...`, stacked likewise, if each repeat has several layers J | |
 | `.../self_attention/norm/scale`, `.../feed_forward/norm/scale` | D |
 | `.../self_attention/attention/i_proj/i_proj/q_proj/weight` (`k_proj`, `v_proj`) | D, N, H (D, K, H) |
 | or `.../i_proj/i_proj/qkv_proj/weight` | 3, D, N, H, or grouped D, N + 2K, H |
@@ -21,8 +22,8 @@ or in safetensors (shapes: V vocabulary, D width, N heads, K key-value heads, H 
 | `output_norm/scale` | D |
 | `lm_head/weight`, unless tied | V, D |
 
-AXLearn turns neighbouring channels into pairs for its rotary positions and `mm1_text` those half a head apart, so the rows
-of queries and keys change places.
+For rotary positions, AXLearn rotates pairs of neighbouring channels, and `mm1_text` pairs of channels that are half a
+head apart. The conversion therefore reorders the rows of the query and key projections.
 """
 
 import re
@@ -43,15 +44,15 @@ _FUSED = f"{_ATTENTION}.i_proj.i_proj.qkv_proj.weight"
 
 
 class _Tree:
-    """The names of a flattened tree, below `decoder`, with dots between their parts, and where its layers are."""
+    """A flattened parameter tree: its tensor names, relative to `decoder` and joined by dots, and its layer layout."""
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint = checkpoint
         self.names = {re.sub(r"^.*?\bdecoder\.", "", name.replace("/", ".")): name for name in checkpoint}
         if "emb.token_emb.weight" not in self.names:
             raise ValueError(
-                f"{checkpoint.path} is no decoder of AXLearn: there is no decoder/emb/token_emb/weight. Flatten the model's "
-                "parameters to names such as decoder/transformer/layer0/self_attention/norm/scale."
+                f"{checkpoint.path} is not a decoder of AXLearn: it has no decoder/emb/token_emb/weight. Flatten the "
+                "parameters of the model to names such as decoder/transformer/layer0/self_attention/norm/scale."
             )
         prefix, self.stacked = "transformer.", False
         if any(name.startswith("transformer.repeat.") for name in self.names):
@@ -62,7 +63,10 @@ class _Tree:
         self.prefix, self.inner = prefix, len(inner)
         norm = self.names.get(self._below(0, "self_attention.norm.scale"), "")
         if norm not in checkpoint:
-            raise ValueError(f"{checkpoint.path}: there is no decoder/{self._below(0, 'self_attention.norm.scale')}.")
+            raise ValueError(
+                f"{checkpoint.path} has no decoder.{self._below(0, 'self_attention.norm.scale')}. Check that it holds "
+                "the whole decoder."
+            )
         repeats = checkpoint.meta(norm).shape[0] if self.stacked else 1
         self.num_layers = repeats * max(self.inner, 1)
 
@@ -74,7 +78,7 @@ class _Tree:
         return self._below(layer, name) in self.names
 
     def shape(self, layer: int, name: str) -> tuple[int, ...]:
-        """Of one layer's tensor; 0 everywhere for one that is missing, which is told later, with all the others."""
+        """Shape of one layer's tensor. It is all 0 for a missing tensor; all missing tensors are reported later."""
         full = self.names.get(self._below(layer, name))
         if full is None:
             return (0, 0, 0, 0)
@@ -94,18 +98,21 @@ def convert_axlearn(
     **fields: Any,
 ) -> None:
     """
-    Writes a decoder of AXLearn, dense or with experts, as an `mm1_text`. Its sizes are read off the weights.
+    Converts a decoder of AXLearn, dense or with experts, to an `mm1_text`. Its sizes are read from the shapes of the
+    weights.
 
     Args:
-        source: a file or a folder. A `config.json` there gives fields of [`MM1TextConfig`] too.
-        output: a folder, which must not exist.
-        dtype: of the written weights; unset, the checkpoint's.
-        max_shard_size: bounds the files that are written, and the memory.
-        fields: fields of [`MM1TextConfig`] that the weights do not tell, such as `rope_parameters` or, of fused and grouped
-            projections, `num_key_value_heads`.
+        source: file, folder or Hub id of the checkpoint. A `config.json` in the folder sets fields of
+            [`MM1TextConfig`].
+        output: folder to write. It must not exist yet, or be empty.
+        dtype: dtype of the written weights; unset, the dtype in the checkpoint.
+        max_shard_size: maximum size of a written file, which also bounds the memory that the conversion needs.
+        fields: fields of [`MM1TextConfig`] that cannot be read from the weights, such as `rope_parameters`, or
+            `num_key_value_heads` if the projections are fused and grouped. They override `config.json`.
 
     Raises:
-        ValueError: the tree is another one, or has parts that `mm1_text` does not have.
+        ValueError: the checkpoint is not a parameter tree of an AXLearn decoder, or has parts that `mm1_text` does not
+            have.
     """
     path = source_folder(source)
     checkpoint = Checkpoint(path)
@@ -139,7 +146,10 @@ def _configuration(tree: _Tree, fields: dict[str, Any]) -> MM1TextConfig:
     if sparse:
         period = sparse[0] + 1
         if sparse != [layer for layer in range(tree.num_layers) if (layer + 1) % period == 0]:
-            raise ValueError(f"mm1_text has experts in every n-th layer; {tree.checkpoint.path} has them in {sparse}.")
+            raise ValueError(
+                f"mm1_text can have experts only in every n-th layer, but {tree.checkpoint.path} has them in the "
+                f"layers {sparse} (counted from 0)."
+            )
         expert_width = tree.shape(sparse[0], "feed_forward.wi_0_weight")[-1]
         sizes |= {
             "num_experts": tree.shape(sparse[0], "feed_forward.gate_weight")[-1],
@@ -160,16 +170,16 @@ def _heads(tree: _Tree, key_value_heads: int | None) -> dict[str, int]:
         else:
             if key_value_heads is None:
                 raise ValueError(
-                    f"{tree.checkpoint.path} fuses {shape[1]} heads of queries, keys and values; how many are keys' it does "
-                    "not tell. Give num_key_value_heads."
+                    f"{tree.checkpoint.path} fuses its queries, keys and values into {shape[1]} heads, which does not "
+                    "tell how many of them are key heads. Give num_key_value_heads."
                 )
             keys = key_value_heads
             heads = shape[1] - 2 * keys
     else:
         if not tree.has(0, f"{_ATTENTION}.i_proj.i_proj.q_proj.weight"):
             raise ValueError(
-                f"{tree.checkpoint.path} has no {_ATTENTION}.i_proj.i_proj: its attention has no rotary positions, which "
-                "mm1_text has."
+                f"{tree.checkpoint.path} has no {_ATTENTION}.i_proj.i_proj.q_proj, so its attention does not use "
+                "rotary positions. It cannot be converted, because mm1_text always uses them."
             )
         shape = tree.shape(0, f"{_ATTENTION}.i_proj.i_proj.q_proj.weight")
         heads = shape[1]
@@ -178,7 +188,7 @@ def _heads(tree: _Tree, key_value_heads: int | None) -> dict[str, int]:
 
 
 def _halves(weight: torch.Tensor) -> torch.Tensor:
-    """`(D, heads, H)` to `(heads * H, D)`, neighbouring pairs of channels moved half a head apart."""
+    """`(D, heads, H)` to `(heads * H, D)`. The two channels of each neighbouring pair are moved half a head apart."""
     rows = weight.permute(1, 2, 0)
     return torch.cat([rows[:, ::2], rows[:, 1::2]], dim=1).flatten(0, 1)
 
@@ -235,7 +245,7 @@ def _plan(tree: _Tree, config: MM1TextConfig) -> dict[str, Made]:
 
 
 def _fused(config: MM1TextConfig, index: int, make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Queries, keys or values out of a fused projection, `(3, D, N, H)` or grouped `(D, N + 2K, H)`."""
+    """Takes queries (`index` 0), keys (1) or values (2) from fused projections, `(3, D, N, H)` or `(D, N + 2K, H)`."""
     queries, keys = config.num_attention_heads, config.num_key_value_heads
     start = (0, queries, queries + keys)[index]
     stop = (queries, queries + keys, queries + 2 * keys)[index]

@@ -1,4 +1,4 @@
-"""Foreign checkpoints, read one tensor at a time: safetensors, NumPy archives and, where asked for, pickles."""
+"""Reads foreign checkpoints one tensor at a time: safetensors files, NumPy archives and, if allowed, pickles."""
 
 import json
 import math
@@ -18,23 +18,25 @@ from transformers.modeling_utils import str_to_torch_dtype
 
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-# What the whole of a training run's pickle keeps its weights under.
+# Keys of the weights in a pickle that holds the state of a whole training run.
 _WEIGHTS_KEYS = ("state_dict", "model")
-# Names that a folder's weights may have, best first.
+# File names, without suffix, under which a folder's weights are looked for, in order of preference.
 WEIGHT_NAMES = ("model", "pytorch_model")
 
 
 class Checkpoint:
     """
-    The tensors of a checkpoint by name.
+    The tensors of a checkpoint, by name.
 
     Args:
-        path: a file, or a folder with weights under one of `names`, in shards or whole.
-        names: what the weights' files are called, without their ending.
-        allow_pickle: whether to read pickled weights, with `weights_only=True`.
+        path: a file with weights, or a folder that holds such a file, or shards with their index, under one of
+            `names`.
+        names: possible names of the file with the weights, without suffix, in order of preference.
+        allow_pickle: whether to read pickled weights; they are read with `weights_only=True`.
 
     Raises:
-        ValueError: there are no weights, only pickled ones that were not asked for, or an index that names files elsewhere.
+        ValueError: there are no weights that can be read, the weights are pickled although `allow_pickle` is not set,
+            or an index names shards that are missing or in another folder.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class Checkpoint:
     ) -> None:
         self.path = Path(path)
         weights = _find_weights(self.path, names, allow_pickle) if self.path.is_dir() else self.path
-        # What a shard holds is said by the shard; the index only names the shards.
+        # The index is only used for the names of the shards; the names of the tensors are read from the shards.
         files = _shards(weights) if weights.name.endswith(".index.json") else [weights]
         self._files: dict[str, Path] = {}
         self._metas: dict[str, torch.Tensor] = {}
@@ -54,7 +56,7 @@ class Checkpoint:
     def _open(self, file: Path, allow_pickle: bool) -> Iterator[tuple[str, torch.Tensor]]:
         if file.suffix == ".safetensors":
             with _open_safetensors(file) as opened:
-                for name in opened.keys():  # noqa: SIM118 - no dictionary
+                for name in opened.keys():  # noqa: SIM118 - not a dictionary
                     entry = opened.get_slice(name)
                     yield name, _meta(entry.get_shape(), str_to_torch_dtype[entry.get_dtype()])
         elif file.suffix == ".npz":
@@ -65,11 +67,15 @@ class Checkpoint:
                     yield name.removesuffix(".npy"), _meta(shape, _to_torch(np.zeros(1, dtype)).dtype)
         elif file.suffix in _PICKLES:
             _require_pickle_allowed(file, allow_pickle)
-            # Mapped, so that a tensor takes memory only while it is read; the oldest format cannot be.
+            # Memory-mapped, so that a tensor takes memory only while it is read. Old pickles, which are not zip files,
+            # cannot be mapped.
             try:
                 loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
             except pickle.UnpicklingError as error:
-                raise ValueError(f"{file} holds more than weights, which is not read: {error}") from error
+                raise ValueError(
+                    f"{file} holds more than weights, so it is not read. Give a file that holds only tensors. The "
+                    f"error was: {error}"
+                ) from error
             for key in _WEIGHTS_KEYS:
                 loaded = loaded[key] if isinstance(loaded.get(key), dict) else loaded
             for name, tensor in loaded.items():
@@ -78,7 +84,8 @@ class Checkpoint:
                     yield name, tensor.to("meta")
         else:
             raise ValueError(
-                f"{file} is no checkpoint that can be read: give a .safetensors file, an .npz or a folder."
+                f"{file} is not a checkpoint that can be read. Give a .safetensors or .npz file, or the folder of a "
+                "checkpoint."
             )
 
     def __iter__(self) -> Iterator[str]:
@@ -89,20 +96,20 @@ class Checkpoint:
 
     def meta(self, name: str) -> torch.Tensor:
         """
-        Shape and dtype of a tensor, without its values.
+        A tensor on the meta device, which has the shape and dtype of the tensor in the checkpoint, but no values.
 
         Args:
-            name: of the tensor.
+            name: name of the tensor.
         """
         return self._metas[name]
 
     def read(self, name: str, index: int | None = None) -> torch.Tensor:
         """
-        A tensor, out of its file.
+        Reads a tensor from its file.
 
         Args:
-            name: of the tensor.
-            index: which entry of its first dimension to read alone; unset, all of it.
+            name: name of the tensor.
+            index: index into the first dimension, to read only this entry; unset, the whole tensor is read.
         """
         if name in self._pickled:
             return self._pickled[name] if index is None else self._pickled[name][index]
@@ -115,14 +122,15 @@ class Checkpoint:
 
 def source_folder(source: str | PathLike, patterns: Sequence[str] = ()) -> Path:
     """
-    Where a checkpoint lies: a local path as it is, a Hub id in the cache.
+    Local path of a checkpoint. A local path is returned unchanged; a Hub id is downloaded to the cache.
 
     Args:
-        source: a file, a folder or a Hub id.
-        patterns: what to fetch from the Hub beside configurations and safetensors.
+        source: file, folder or Hub id of the checkpoint.
+        patterns: glob patterns of files to download from the Hub in addition to `*.json`, `*.jinja`, `*.model` and
+            `*.safetensors`.
 
     Raises:
-        ValueError: there is no such path, nor could it be a Hub id.
+        ValueError: `source` is not an existing path, and cannot be a Hub id either.
     """
     path = Path(source)
     if path.exists():
@@ -135,21 +143,21 @@ def source_folder(source: str | PathLike, patterns: Sequence[str] = ()) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """
-    A JSON file that a checkpoint has to have.
+    Reads a JSON file that a checkpoint must have.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Raises:
-        ValueError: it is missing.
+        ValueError: the file is missing.
     """
     if not path.is_file():
-        raise ValueError(f"{path.parent} has no {path.name}, which says the model's sizes. Put it beside the weights.")
+        raise ValueError(f"{path.parent} has no {path.name}, which describes the model. Put it beside the weights.")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _open_safetensors(file: Path) -> Any:
-    # Not mapped: pages of a map stay with the process, and a large file would come to count as its memory.
+    # Not memory-mapped: the pages of a mapped file stay in the process and would be counted as its memory.
     return cast(Any, safe_open)(file, framework="pt", backend="pread")
 
 
@@ -172,17 +180,18 @@ def _find_weights(folder: Path, names: Sequence[str], allow_pickle: bool) -> Pat
         _require_pickle_allowed(pickles[0], allow_pickle)
         return pickles[0]
     raise ValueError(
-        f"{folder} holds no weights that can be read: none of {', '.join(names)} as .safetensors or .npz"
-        + (f", and several others ({', '.join(sorted(path.name for path in single))})" if single else "")
-        + ". Give the file itself."
+        f"{folder} holds no weights that can be read: there is no .safetensors or .npz file named {' or '.join(names)}"
+        + (f", but several others ({', '.join(sorted(path.name for path in single))})" if single else "")
+        + ". Give the path of the file itself."
     )
 
 
 def _require_pickle_allowed(path: Path, allow_pickle: bool) -> None:
     if not allow_pickle:
         raise ValueError(
-            f"{path} is a pickle, which can run code when it is read. Take the safetensors version of the checkpoint, or, "
-            "if you trust its source, ask for it: allow_pickle=True or --allow-pickle (it is read with weights_only=True)."
+            f"{path} is a pickle, which can run code when it is read. Use the safetensors version of the checkpoint. "
+            "If there is none and you trust its source, give allow_pickle=True or --allow-pickle; the pickle is then "
+            "read with weights_only=True."
         )
 
 
@@ -190,15 +199,20 @@ def _shards(index: Path) -> list[Path]:
     names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     elsewhere = [name for name in names if Path(name).name != name]
     if elsewhere:
-        raise ValueError(f"{index} names files that are not beside it: {', '.join(elsewhere)}.")
+        raise ValueError(
+            f"{index} names files that are not in its folder: {', '.join(elsewhere)}. Put all shards beside the index "
+            "and name them without a folder."
+        )
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
-        raise ValueError(f"{index} names shards that are not there: {', '.join(missing)}. Fetch the whole checkpoint.")
+        raise ValueError(
+            f"{index} names shards that are missing: {', '.join(missing)}. Download the whole checkpoint."
+        )
     return [index.parent / name for name in names]
 
 
 def _array_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether the first dimension is the one that runs fastest, and dtype; the values follow in the file."""
+    """Shape, whether the array is in Fortran order, and dtype. Afterwards `member` stands at the first value."""
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(member)
@@ -206,8 +220,8 @@ def _array_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 def _read_array(file: Path, name: str, index: int | None) -> torch.Tensor:
     with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as member:
-        shape, is_transposed, dtype = _array_header(member)
-        if index is not None and not is_transposed:
+        shape, is_fortran, dtype = _array_header(member)
+        if index is not None and not is_fortran:
             count = math.prod(shape[1:])
             member.seek(index * count * dtype.itemsize, os.SEEK_CUR)
             return _to_torch(np.frombuffer(bytearray(member.read(count * dtype.itemsize)), dtype).reshape(shape[1:]))
@@ -216,7 +230,7 @@ def _read_array(file: Path, name: str, index: int | None) -> torch.Tensor:
 
 
 def _to_torch(array: np.ndarray) -> torch.Tensor:
-    # NumPy has no bfloat16: JAX's arrays are saved as two bytes without a type.
+    # NumPy has no bfloat16: it saves JAX's bfloat16 arrays as untyped values of two bytes.
     if array.dtype.kind == "V" and array.dtype.itemsize == 2:
         return torch.from_numpy(np.ascontiguousarray(array).view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(np.ascontiguousarray(array))

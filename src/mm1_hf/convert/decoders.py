@@ -1,5 +1,6 @@
-"""Decoders of transformers as `mm1_text`, where they compute the same: weights renamed, no logit changed. Those that do not
-are refused by the name of the field that differs; [`mm1_hf.assemble`] takes them in their own class."""
+"""Converts decoders of transformers to `mm1_text` if the two compute the same: the weights are renamed, and the logits
+stay equal. Other decoders are refused with the name of the field that differs; [`mm1_hf.assemble`] accepts them in
+their own class."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from mm1_hf.model.configuration_mm1 import MM1TextConfig
 from mm1_hf.model.modeling_mm1_text import MM1TextForCausalLM
 
 
-# Taken over from the foreign configuration where it has them.
+# Fields that are copied from the foreign configuration if it has them.
 _FIELDS = (
     "vocab_size",
     "hidden_size",
@@ -48,7 +49,7 @@ _FIELDS = (
     "bos_token_id",
     "eos_token_id",
 )
-# Kept in old checkpoints, computed since.
+# Old checkpoints hold this buffer; newer versions of transformers compute it.
 _UNUSED = (r"rotary_emb\.inv_freq$",)
 
 Plan = dict[str, Made]
@@ -57,12 +58,13 @@ Plan = dict[str, Made]
 @dataclass(frozen=True)
 class Family:
     """
-    One kind of decoder that maps onto `mm1_text`.
+    A kind of decoder that can be converted to `mm1_text`.
 
     Args:
-        fixed: fields of `mm1_text` that the kind has without saying so.
-        required: fields of the kind that must have this value, or be missing.
-        plan: what tensors are made of, where they are not called what `mm1_text` calls them.
+        fixed: fields of [`MM1TextConfig`] whose value is the same for all decoders of this kind, and is not a field of
+            their configuration.
+        required: fields of the decoder's configuration that must have the given value, or be missing.
+        plan: function that returns how each tensor is made; unset, all tensors have the same names in `mm1_text`.
     """
 
     fixed: dict[str, Any] = field(default_factory=dict)
@@ -75,7 +77,7 @@ def _same_names(config: MM1TextConfig, targets: list[str]) -> Plan:
 
 
 def _phi3_plan(config: MM1TextConfig, targets: list[str]) -> Plan:
-    """Phi 3 fuses queries, keys and values, and gates with what they gate."""
+    """Phi-3 fuses the query, key and value projections, and the gate and up projections."""
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
     width = config.intermediate_size
@@ -95,7 +97,7 @@ def _phi3_plan(config: MM1TextConfig, targets: list[str]) -> Plan:
 
 
 def _mixtral_plan(config: MM1TextConfig, targets: list[str]) -> Plan:
-    """Mixtral keeps each expert's matrices apart: `w1` is the gate, `w3` what it gates, `w2` the way back."""
+    """Mixtral stores each expert's matrices separately: `w1` is the gate, `w3` the up and `w2` the down projection."""
     plan = _same_names(config, targets)
     for name in targets:
         layer, found, kind = name.partition(".mlp.")
@@ -118,7 +120,7 @@ def _in_pairs(*gates_and_ups: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.cat(pair) for pair in zip(gates_and_ups[::2], gates_and_ups[1::2], strict=True)])
 
 
-# A table of what maps is in `conversion/README.md`, which a test holds to these.
+# The table in `conversion/README.md` lists these kinds; a test compares the two.
 FAMILIES = {
     "llama": Family(required={"mlp_bias": False}),
     "mistral": Family(required={"sliding_window": None}),
@@ -131,26 +133,32 @@ FAMILIES = {
     "smollm3": Family(required={"mlp_bias": False}),
 }
 
-_GEMMA = "query_pre_attn_scalar, layer_types: Gemma 3 has norms on both sides, scaled embeddings and sliding windows"
-# What keeps the other decoders that users ask for from mapping, by what `mm1_text` does instead.
+_GEMMA = (
+    "query_pre_attn_scalar, layer_types: Gemma 3 has norms before and after attention and feed-forward layers, scaled "
+    "embeddings and sliding windows"
+)
+# Other decoders that users ask for, and how they differ from `mm1_text`.
 REFUSED = {
-    "olmo2": "post_feedforward_layernorm: OLMo 2 norms what attention and feed-forward give, mm1_text what they take",
+    "olmo2": (
+        "post_feedforward_layernorm: OLMo 2 normalises the outputs of attention and feed-forward layers, mm1_text "
+        "their inputs"
+    ),
     "gemma3_text": _GEMMA,
     "gemma3": _GEMMA,
-    "phi": "layer_norm_eps: Phi has LayerNorm, attention beside the feed-forward layer and no gate",
-    "gpt_neox": "layer_norm_eps: GPT-NeoX has LayerNorm, biases everywhere and no gate",
+    "phi": "layer_norm_eps: Phi has LayerNorm, attention in parallel with the feed-forward layer, and no gate",
+    "gpt_neox": "layer_norm_eps: GPT-NeoX has LayerNorm, biases in attention and feed-forward layers, and no gate",
 }
 
 
 def text_config_of(config: PreTrainedConfig) -> MM1TextConfig:
     """
-    The `mm1_text` that computes what a decoder of transformers computes.
+    Configuration of the `mm1_text` that computes the same as a decoder of transformers.
 
     Args:
-        config: the decoder's.
+        config: configuration of the decoder.
 
     Raises:
-        ValueError: there is none; the message names the field that differs.
+        ValueError: no `mm1_text` computes the same; the message names the field that differs.
 
     Example:
 
@@ -163,26 +171,30 @@ def text_config_of(config: PreTrainedConfig) -> MM1TextConfig:
     >>> text_config_of(LlamaConfig(mlp_bias=True))
     Traceback (most recent call last):
     ...
-    ValueError: This 'llama' decoder is no mm1_text: mlp_bias is True, and has to be False. ...
+    ValueError: This 'llama' decoder cannot be converted to mm1_text: mlp_bias is True, but must be False. ...
 
     ```
     """
     kind = config.model_type
     if kind not in FAMILIES:
-        reason = REFUSED.get(kind, f"the kinds that map are {', '.join(FAMILIES)}")
-        raise _no_mm1_text(kind, reason)
+        reason = REFUSED.get(kind, f"the kinds that can be converted are {', '.join(FAMILIES)}")
+        raise _not_convertible(kind, reason)
     family = FAMILIES[kind]
     for name, value in family.required.items():
         if getattr(config, name, value) != value:
-            raise _no_mm1_text(kind, f"{name} is {getattr(config, name)}, and has to be {value}")
+            raise _not_convertible(kind, f"{name} is {getattr(config, name)}, but must be {value}")
     other_layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if other_layers:
-        raise _no_mm1_text(kind, f"layer_types holds {', '.join(sorted(other_layers))}; all have to be full_attention")
+        raise _not_convertible(
+            kind, f"layer_types contains {', '.join(sorted(other_layers))}, but all layers must be full_attention"
+        )
     if not all(getattr(config, "no_rope_layers", None) or ()):
-        raise _no_mm1_text(kind, "no_rope_layers leaves rotary positions out of some layers (0); all have to be 1")
+        raise _not_convertible(
+            kind, "no_rope_layers has entries 0 (layers without rotary positions), but all entries must be 1"
+        )
     share = (config.rope_parameters or {}).get("partial_rotary_factor", 1.0)
     if share != 1.0:
-        raise _no_mm1_text(kind, f"partial_rotary_factor is {share}, and has to be 1.0")
+        raise _not_convertible(kind, f"partial_rotary_factor is {share}, but must be 1.0")
 
     given = config.to_dict()
     fields = {name: given[name] for name in _FIELDS if given.get(name) is not None} | family.fixed
@@ -196,9 +208,10 @@ def text_config_of(config: PreTrainedConfig) -> MM1TextConfig:
     return MM1TextConfig(**fields)
 
 
-def _no_mm1_text(kind: str, reason: str) -> ValueError:
+def _not_convertible(kind: str, reason: str) -> ValueError:
     return ValueError(
-        f"This {kind!r} decoder is no mm1_text: {reason}. Use it in its own class, which mm1_hf.assemble takes as it is."
+        f"This {kind!r} decoder cannot be converted to mm1_text: {reason}. Use it without conversion: mm1_hf.assemble "
+        "accepts it in its own class."
     )
 
 
@@ -211,24 +224,25 @@ def convert_decoder(
     allow_pickle: bool = False,
 ) -> None:
     """
-    Writes a decoder of transformers as an `mm1_text` with equal logits, its tokenizer beside it.
+    Converts a decoder of transformers to an `mm1_text` with equal logits, and copies its tokenizer.
 
     Args:
-        source: a folder or a Hub id.
-        output: a folder, which must not exist.
-        dtype: of the written weights; unset, the checkpoint's.
-        max_shard_size: bounds the files that are written, and the memory.
+        source: folder or Hub id of the decoder.
+        output: folder to write. It must not exist yet, or be empty.
+        dtype: dtype of the written weights; unset, the dtype in the checkpoint.
+        max_shard_size: maximum size of a written file, which also bounds the memory that the conversion needs.
         allow_pickle: whether to read pickled weights.
 
     Raises:
-        ValueError: the decoder does not map, or the checkpoint does not hold what its configuration says.
+        ValueError: the decoder cannot be converted, or the checkpoint does not have the tensors that its configuration
+            describes.
     """
     folder = source_folder(source, ["*.txt", "*.tiktoken", *(["*.bin"] if allow_pickle else [])])
     foreign = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config = text_config_of(foreign)
     model = empty_model(MM1TextForCausalLM, config)
     plan = (FAMILIES[foreign.model_type].plan or _same_names)(config, target_names(model))
-    # A tied head may be saved all the same.
+    # Some checkpoints hold the output head although it is tied to the embeddings.
     unused = [*_UNUSED, r"^lm_head\.weight$"] if config.tie_word_embeddings else _UNUSED
     with new_folder(output) as partial:
         write_model(

@@ -1,5 +1,6 @@
-"""Writes a model's weights out of a foreign checkpoint, shard by shard: never more than one shard is in memory, nothing is
-written before everything fits, and nothing that looks complete is left by a conversion that breaks off."""
+"""Writes a model with the weights of a foreign checkpoint, shard by shard. At most one shard is in memory. Nothing is
+written before all names and shapes have been checked, and a conversion that fails leaves no folder that looks
+complete."""
 
 import copy
 import json
@@ -35,19 +36,22 @@ TOKENIZER_FILES = (
     "*.tiktoken",
 )
 
-# How many names an error lists.
+# Maximum number of tensor names that an error message lists.
 _LISTED = 8
 
 
 @dataclass(frozen=True)
 class Made:
     """
-    How one tensor is made.
+    How one tensor of the model is made from tensors of the checkpoint.
 
     Args:
-        sources: names in the checkpoint. In a table, `#` stands for the numbers of the target's name, in order.
-        make: gives the tensor out of the sources; only shapes are asked of it first, with tensors on the meta device.
-        index: which entry of the sources' first dimension is read, where they are stacks of layers.
+        sources: names of the tensors in the checkpoint. In a table for [`expand`], each `#` stands for a number in the
+            target's name, in order.
+        make: function that computes the target tensor from the source tensors. It is first called with tensors on the
+            meta device, to check the shapes.
+        index: index into the first dimension of the sources, if they hold all layers stacked; unset, the sources are
+            read whole.
     """
 
     sources: tuple[str, ...]
@@ -60,31 +64,34 @@ Table = Mapping[str, str | Made]
 
 def expand(table: Table, targets: Iterable[str]) -> dict[str, Made]:
     """
-    What every tensor of a model is made of.
+    Maps the name of every tensor of a model to how the tensor is made.
 
     Args:
-        table: of patterns of names, in which `#` stands for a number, to what they are made of; a name alone is taken as
-            it is.
-        targets: the names of the model's tensors.
+        table: maps patterns of target names, in which `#` stands for a number, to how these tensors are made. A plain
+            name means that the tensor of this name in the checkpoint is used unchanged.
+        targets: names of the model's tensors.
 
     Raises:
-        ValueError: the table says nothing of a tensor.
+        ValueError: the table has no entry for a tensor.
     """
-    plan, untold = {}, []
+    plan, unmatched = {}, []
     for target in targets:
         numbers = re.findall(r"(?<=\.)\d+(?=\.)", target)
         entry = table.get(re.sub(r"(?<=\.)\d+(?=\.)", "#", target))
         if entry is None:
-            untold.append(target)
+            unmatched.append(target)
             continue
-        made = entry if isinstance(entry, Made) else Made((entry,), _as_it_is)
+        made = entry if isinstance(entry, Made) else Made((entry,), _unchanged)
         plan[target] = replace(made, sources=tuple(_fill(name, numbers) for name in made.sources))
-    if untold:
-        raise ValueError(f"This kind of checkpoint has no weights for {_listed(untold)}. Check the configuration.")
+    if unmatched:
+        raise ValueError(
+            f"This kind of checkpoint has no weights for the tensors {_listed(unmatched)} of the model. Check the "
+            "configuration."
+        )
     return plan
 
 
-def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
@@ -95,33 +102,33 @@ def _fill(pattern: str, numbers: Sequence[str]) -> str:
 
 def part_of(index: int, parts: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """
-    Gives one of the equal parts that fused projections hold along their first dimension.
+    Returns a function that extracts one part of a fused projection, which holds equal parts along its first dimension.
 
     Args:
-        index: which part, from 0.
-        parts: how many there are.
+        index: index of the part, counted from 0.
+        parts: number of parts in the projection.
     """
     return lambda fused: fused.chunk(parts)[index]
 
 
 def rows_of(start: int, stop: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """
-    Gives some of a tensor's rows.
+    Returns a function that extracts a range of a tensor's rows.
 
     Args:
-        start: the first row.
-        stop: the row after the last.
+        start: index of the first row.
+        stop: index of the row after the last one.
     """
     return lambda fused: fused[start:stop]
 
 
 def empty_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """
-    A model without its weights, for their names and shapes.
+    Builds a model on the meta device: its tensors have names and shapes, but no values.
 
     Args:
-        model_class: of the model.
-        config: of the model.
+        model_class: class of the model.
+        config: configuration of the model.
     """
     with torch.device("meta"):
         return model_class(config)
@@ -129,10 +136,10 @@ def empty_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) ->
 
 def target_names(model: PreTrainedModel) -> list[str]:
     """
-    The tensors that a checkpoint of the model holds; those that are tied to another one are not among them.
+    Names of the tensors that a checkpoint of the model holds. Tensors that are tied to another one are not listed.
 
     Args:
-        model: with or without weights.
+        model: a model with or without weights.
     """
     return [name for name in model.state_dict() if name not in model.all_tied_weights_keys]
 
@@ -140,18 +147,18 @@ def target_names(model: PreTrainedModel) -> list[str]:
 @contextmanager
 def new_folder(output: str | PathLike) -> Generator[Path]:
     """
-    A folder that appears under its name only when everything in it is written.
+    Context manager for writing a folder that appears under its name only after everything in it has been written.
 
     Args:
-        output: the folder, which must not exist or be empty.
+        output: folder to write. It must not exist yet, or be empty.
 
     Raises:
-        ValueError: there is something already.
+        ValueError: `output` is a file or a folder with files in it.
     """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} exists already. Give a folder that does not, or remove it.")
-    # Beside it, because a move to another disk would not be of one piece.
+        raise ValueError(f"{output} exists already. Give a folder that does not exist yet, or remove this one.")
+    # In the same parent folder, because moving it from another disk would not be atomic.
     partial = output.absolute().with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -174,19 +181,20 @@ def write_model(
     max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> None:
     """
-    Writes a model as `save_pretrained` would, with weights out of a checkpoint.
+    Writes a model in the format of `save_pretrained`, with the weights of a checkpoint.
 
     Args:
-        folder: where to.
-        model: one of [`empty_model`].
-        plan: what its tensors are made of, as from [`expand`].
-        checkpoint: where the tensors come from.
-        unused: regular expressions of the names in the checkpoint that are left out on purpose.
-        dtype: of the written weights; unset, the checkpoint's.
-        max_shard_size: bounds the files that are written, and the memory; in bytes or like `"1GB"`.
+        folder: folder to write to, which must exist.
+        model: the model, from [`empty_model`].
+        plan: how each tensor of the model is made, for example from [`expand`].
+        checkpoint: checkpoint from which the tensors are read.
+        unused: regular expressions for names in the checkpoint that are deliberately not converted.
+        dtype: dtype of the written weights; unset, the dtype in the checkpoint.
+        max_shard_size: maximum size of a written file, in bytes or as in `"1GB"`. It also bounds the memory that is
+            needed. A larger tensor gets a file to itself.
 
     Raises:
-        ValueError: tensors are missing, left over or of another shape.
+        ValueError: the checkpoint lacks tensors, has tensors that nothing uses, or has tensors of the wrong shape.
     """
     metas = check_plan(model, plan, checkpoint, unused)
     if dtype is not None:
@@ -200,7 +208,7 @@ def write_model(
                 tensor = made.make(*(checkpoint.read(source, made.index) for source in made.sources)).to(
                     metas[name].dtype
                 )
-                # A part of a larger tensor would keep all of it in memory.
+                # A view of a larger tensor would keep the whole larger tensor in memory.
                 if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() > tensor.nbytes:
                     tensor = tensor.clone(memory_format=torch.contiguous_format)
                 shard[name] = tensor
@@ -215,12 +223,13 @@ def write_model(
 
 def write_configuration(folder: Path, model: PreTrainedModel, dtype: torch.dtype) -> None:
     """
-    Writes what stands beside a model's weights: its configurations, and the code that travels with the package's own.
+    Writes the files that belong beside a model's weights: its configuration, its generation configuration and, for a
+    model class of this package, its source code.
 
     Args:
-        folder: where to.
-        model: with or without weights.
-        dtype: of the weights.
+        folder: folder to write to, which must exist.
+        model: a model with or without weights.
+        dtype: dtype of the weights.
     """
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
@@ -236,19 +245,19 @@ def check_plan(
     model: PreTrainedModel, plan: Mapping[str, Made], checkpoint: Checkpoint, unused: Sequence[str] = ()
 ) -> dict[str, torch.Tensor]:
     """
-    Compares a checkpoint with what a model needs, by names and shapes alone.
+    Checks whether a checkpoint has the tensors that a model needs. Only names and shapes are compared.
 
     Args:
-        model: one of [`empty_model`].
-        plan: what its tensors are made of.
-        checkpoint: where the tensors come from.
-        unused: regular expressions of the names in the checkpoint that are left out on purpose.
+        model: the model, from [`empty_model`].
+        plan: how each tensor of the model is made.
+        checkpoint: checkpoint from which the tensors would be read.
+        unused: regular expressions for names in the checkpoint that are deliberately not converted.
 
     Returns:
-        The tensors that would be written, on the meta device.
+        The tensors that would be written, by name, on the meta device.
 
     Raises:
-        ValueError: tensors are missing, left over or of another shape.
+        ValueError: the checkpoint lacks tensors, has tensors that nothing uses, or has tensors of the wrong shape.
     """
     used = dict.fromkeys(name for made in plan.values() for name in made.sources)
     missing = [name for name in used if name not in checkpoint]
@@ -257,8 +266,8 @@ def check_plan(
     problems = [f"{kind} {_listed(names)}" for kind, names in (("missing", missing), ("not used", surplus)) if names]
     if problems:
         raise ValueError(
-            f"{checkpoint.path} does not hold the tensors of this model: {'; '.join(problems)}. Check that the "
-            "configuration beside it is its own."
+            f"{checkpoint.path} does not hold exactly the tensors of this model: {'; '.join(problems)}. Check that "
+            "the configuration beside the checkpoint belongs to it."
         )
     metas, expected = {}, model.state_dict()
     for name, made in plan.items():
@@ -269,7 +278,7 @@ def check_plan(
             shapes = ", ".join(
                 f"{source} {tuple(meta.shape)}" for source, meta in zip(made.sources, sources, strict=True)
             )
-            raise ValueError(f"{checkpoint.path}: {name} cannot be made of {shapes}: {error}") from error
+            raise ValueError(f"{checkpoint.path}: {name} cannot be made from {shapes}: {error}") from error
         if metas[name].shape != expected[name].shape:
             raise ValueError(_shape_problem(model, name, tuple(metas[name].shape), made, checkpoint))
     return metas
@@ -283,22 +292,24 @@ def _shape_problem(
     fields = sorted({field for dim in wrong for field in fields_behind(model, name, dim)})
     said = ", ".join(f"{field}={value}" for field, value in ((field, _get(model.config, field)) for field in fields))
     return (
-        f"{checkpoint.path}: {', '.join(made.sources)} gives {name} the shape {shape}, but the configuration makes it "
-        f"{expected}, by {said or 'its architecture'}. Check that the configuration is this checkpoint's own."
+        f"{checkpoint.path}: {', '.join(made.sources)} gives {name} the shape {shape}, but the configuration requires "
+        f"{expected}, because of {said or 'its architecture'}. Check that the configuration belongs to this "
+        "checkpoint."
     )
 
 
 def fields_behind(model: PreTrainedModel, name: str, dim: int) -> list[str]:
     """
-    The fields of a configuration that decide one size of one tensor, found by changing each and looking.
+    Finds the fields of a configuration that decide the size of one dimension of one tensor. Each field is changed in
+    turn, to see whether the size changes.
 
     Args:
-        model: one of [`empty_model`].
-        name: of the tensor.
-        dim: which of its dimensions.
+        model: the model, from [`empty_model`].
+        name: name of the tensor.
+        dim: index of the dimension.
 
     Returns:
-        The fields' names, those of a part as `"text_config.hidden_size"`.
+        The names of the fields. A field of a part's configuration is named as in `"text_config.hidden_size"`.
     """
     size = model.state_dict()[name].shape[dim]
     found = []
@@ -309,7 +320,7 @@ def fields_behind(model: PreTrainedModel, name: str, dim: int) -> list[str]:
             try:
                 other = empty_model(type(model), config).state_dict()
             except (ValueError, RuntimeError, ZeroDivisionError):
-                # Not every size goes with the others.
+                # The changed value may not be compatible with the other fields.
                 continue
             if name in other and other[name].dim() > dim and other[name].shape[dim] != size:
                 found.append(field)
@@ -346,12 +357,12 @@ def _listed(names: Sequence[str]) -> str:
 
 def copy_files(source: Path, folder: Path, patterns: Sequence[str]) -> None:
     """
-    Takes files along that need no conversion, such as a tokenizer's.
+    Copies files that need no conversion, such as those of a tokenizer.
 
     Args:
-        source: the checkpoint's folder; of a file, nothing is taken.
-        folder: where to.
-        patterns: of the files' names.
+        source: folder of the checkpoint; if it is a file, nothing is copied.
+        folder: folder to copy to.
+        patterns: glob patterns of the names of the files.
     """
     for pattern in patterns:
         for file in source.glob(pattern):

@@ -1,4 +1,4 @@
-"""Decoders in GGUF files, dequantised, in their own class."""
+"""Dequantises decoders in GGUF files and saves them in their own class of transformers."""
 
 from os import PathLike
 from pathlib import Path
@@ -19,30 +19,33 @@ def convert_gguf(
     max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> None:
     """
-    Writes the decoder and the tokenizer of a GGUF file as transformers' own, which [`mm1_hf.assemble`] takes, and
-    [`convert_decoder`] where they map. Unlike the others, this conversion holds the whole model in memory.
+    Converts the decoder and the tokenizer of a GGUF file to their classes of transformers. [`mm1_hf.assemble`] accepts
+    the result, and so does [`convert_decoder`] if it can convert this kind of decoder. Unlike the other conversions,
+    this one holds the whole model in memory.
 
     Args:
-        source: the file.
-        output: a folder, which must not exist.
-        dtype: of the written weights; unset, bfloat16: quantised weights have no more to say.
-        max_shard_size: bounds the files that are written.
+        source: path of the GGUF file.
+        output: folder to write. It must not exist yet, or be empty.
+        dtype: dtype of the written weights; unset, bfloat16, because quantised weights are not more precise than that.
+        max_shard_size: maximum size of a written file.
 
     Raises:
-        ValueError: it is no GGUF file, or the package that reads them is missing.
+        ValueError: `source` is not a GGUF file, or the package `gguf`, which reads such files, is not installed.
     """
     path = Path(source)
     if path.suffix != ".gguf" or not path.is_file():
-        raise ValueError(f"{source} is no GGUF file. Give the .gguf file itself.")
+        raise ValueError(f"{source} is not a GGUF file. Give the path of the .gguf file itself.")
     if not is_gguf_available():
-        raise ValueError("GGUF files are read by the package gguf: pip install 'mm1_hf[quickstart]'.")
+        raise ValueError(
+            "Reading GGUF files needs the package gguf. Install it with: pip install 'mm1_hf[quickstart]'"
+        )
     dtype = torch.bfloat16 if dtype is None else dtype
     with new_folder(output) as partial:
         model = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
             dtype=dtype,
-            # Kept quantised, it could neither be trained nor saved.
+            # Without dequantisation, the model could neither be trained nor saved.
             quantization_config=GgufConfig(dequantize=True),
         )
         model.save_pretrained(partial, max_shard_size=max_shard_size)

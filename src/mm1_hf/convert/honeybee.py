@@ -1,4 +1,4 @@
-"""Honeybee's C-Abstractor, whose blocks are timm's RegNet stages, as MM1's connector of that name."""
+"""Converts Honeybee's C-Abstractor, whose blocks are timm's RegNet stages, to MM1's `c_abstractor` connector."""
 
 from os import PathLike
 from typing import Any
@@ -17,12 +17,12 @@ from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration, MM1Model
 _PREFIX = "abstractor."
 _POSITIONS = f"{_PREFIX}pos_emb"
 _READOUT = f"{_PREFIX}readout.2.weight"
-# What only the D-Abstractor, deformable attention, has.
+# Parts of tensor names that only the D-Abstractor has, which uses deformable attention.
 _DEFORMABLE = ("sampling_offsets", "reference_points")
 
 
 class _Connector(PreTrainedModel):
-    """A connector by itself, for the names and shapes of its weights."""
+    """A connector without the rest of the model, used for the names and shapes of its weights."""
 
     config: MM1ConnectorConfig
 
@@ -62,26 +62,27 @@ def convert_honeybee(
     allow_pickle: bool = False,
 ) -> None:
     """
-    Writes the C-Abstractor of a Honeybee as a connector, which [`load_connector`] puts into an MM1.
+    Converts the C-Abstractor of a Honeybee model to a connector, which [`load_connector`] loads into an MM1.
 
     Args:
-        source: a file or folder of the whole model, or of the abstractor alone.
-        output: a folder, which must not exist.
-        num_tokens: what it pools to; the weights do not tell.
-        dtype: of the written weights; unset, the checkpoint's.
+        source: file, folder or Hub id of the whole Honeybee model, or of its abstractor alone.
+        output: folder to write. It must not exist yet, or be empty.
+        num_tokens: number of tokens that the connector makes of a tile, which cannot be read from the weights.
+        dtype: dtype of the written weights; unset, the dtype in the checkpoint.
         allow_pickle: whether to read pickled weights.
 
     Raises:
-        ValueError: the checkpoint holds another abstractor, or one with parts that MM1's does not have.
+        ValueError: the checkpoint holds another kind of abstractor, or a C-Abstractor with parts that MM1's connector
+            does not have.
     """
     checkpoint = Checkpoint(source_folder(source, ["*.bin"] if allow_pickle else []), allow_pickle=allow_pickle)
     config = _configuration(checkpoint, num_tokens)
     model = empty_model(_Connector, config)
     targets = target_names(model)
     plan = expand(_TABLE, [name for name in targets if name != "connector.position_embedding"])
-    # timm counts its blocks from 1.
+    # timm numbers its blocks from 1, MM1 from 0.
     plan = {name: Made(tuple(map(_from_one, made.sources)), made.make) for name, made in plan.items()}
-    # Early versions kept a row for the class token, which they left out of the grid.
+    # Early versions of Honeybee have a first position for the class token, which is not part of the grid.
     plan["connector.position_embedding"] = Made((_POSITIONS,), lambda table: table[:, -(config.grid_size**2) :])
     with new_folder(output) as partial:
         write_model(partial, model, plan, checkpoint, unused=[rf"^(?!{_PREFIX})"], dtype=dtype)
@@ -89,14 +90,14 @@ def convert_honeybee(
 
 def load_connector(model: MM1Model | MM1ForConditionalGeneration, folder: str | PathLike) -> None:
     """
-    Puts a converted connector into a model.
+    Loads a converted connector into a model.
 
     Args:
-        model: with a connector of the same sizes.
-        folder: what [`convert_honeybee`] wrote.
+        model: model whose connector has the same sizes as the converted one.
+        folder: folder or Hub id of a connector that [`convert_honeybee`] wrote.
 
     Raises:
-        ValueError: the sizes differ.
+        ValueError: the sizes of the two connectors differ.
     """
     path = source_folder(folder)
     given = MM1ConnectorConfig.from_pretrained(path)
@@ -112,9 +113,13 @@ def load_connector(model: MM1Model | MM1ForConditionalGeneration, folder: str | 
     )
     differing = [name for name in names if getattr(own, name) != getattr(given, name)]
     if differing:
-        said = ", ".join(f"{name} is {getattr(given, name)} there and {getattr(own, name)} here" for name in differing)
+        said = ", ".join(
+            f"{name} is {getattr(given, name)} in the checkpoint and {getattr(own, name)} in the model"
+            for name in differing
+        )
         raise ValueError(
-            f"The connector of {folder} does not fit this model: {said}. Assemble it with the same sizes."
+            f"The connector in {folder} does not fit this model: {said}. Assemble the model with the connector's "
+            "sizes."
         )
     weights = load_file(path / "model.safetensors")
     connector = model.get_submodule("connector" if isinstance(model, MM1Model) else "model.connector")
@@ -130,19 +135,22 @@ def _from_one(name: str) -> str:
 def _configuration(checkpoint: Checkpoint, num_tokens: int) -> MM1ConnectorConfig:
     if any(part in name for name in checkpoint for part in _DEFORMABLE):
         raise ValueError(
-            f"{checkpoint.path} holds Honeybee's D-Abstractor (deformable attention), which MM1 does not have. Take a model "
-            "with the C-Abstractor."
+            f"{checkpoint.path} holds Honeybee's D-Abstractor (deformable attention), which MM1 does not have. Use a "
+            "model with a C-Abstractor."
         )
     for part in ("eos_tokens", "prenorm"):
         if any(name.startswith(f"{_PREFIX}{part}") for name in checkpoint):
-            raise ValueError(f"{checkpoint.path}: this abstractor has {part}, which MM1's connector does not have.")
+            raise ValueError(f"{checkpoint.path}: this abstractor has {part}, which MM1's connector does not support.")
     for name in (_POSITIONS, _READOUT):
         if name not in checkpoint:
-            raise ValueError(f"{checkpoint.path} holds no C-Abstractor of Honeybee: there is no {name}.")
+            raise ValueError(
+                f"{checkpoint.path} does not hold a C-Abstractor of Honeybee: it has no {name}. Give a Honeybee model "
+                "with a C-Abstractor."
+            )
     positions, width = checkpoint.meta(_POSITIONS).shape[1:]
     first = f"{_PREFIX}net.0.b1.conv1.conv.weight"
     blocks = {name.split(".")[3] for name in checkpoint if name.startswith(f"{_PREFIX}net.0.")}
-    # Of no depth it has no width of its own.
+    # A connector of depth 0 has no convolutions, and so no hidden size.
     sizes: dict[str, Any] = {"hidden_size": checkpoint.meta(first).shape[0]} if first in checkpoint else {}
     return MM1ConnectorConfig(
         connector_type="c_abstractor",

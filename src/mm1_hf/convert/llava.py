@@ -1,4 +1,4 @@
-"""LLaVA-1.5 and LLaVA-NeXT as an MM1 with an MLP connector: real trained weights to start from."""
+"""Converts LLaVA-1.5 and LLaVA-NeXT to an MM1 with an MLP connector, which gives a trained model to start from."""
 
 import copy
 import re
@@ -21,10 +21,11 @@ from mm1_hf.model.processing_mm1 import MM1Processor
 NEWLINE_TOKEN = "<image_newline>"
 
 _KINDS = ("llava", "llava_next")
-# Whether `vision_feature_select_strategy` has to drop a first token, which MM1 does of itself.
+# Whether the encoder has a class token. MM1 always drops it, so LLaVA must drop it too:
+# `vision_feature_select_strategy` must be "default" if there is a class token, and "full" if there is none.
 _HAS_CLASS_TOKEN = {"clip_vision_model": True, "siglip_vision_model": False}
 _VOCABULARY_MULTIPLE = 64
-# Ours to theirs.
+# Prefixes of tensor names in MM1, and what LLaVA has in their place.
 _PREFIXES = {
     "model.vision_tower.": "vision_tower.",
     "model.connector.0.": "multi_modal_projector.linear_1.",
@@ -32,7 +33,7 @@ _PREFIXES = {
     "model.language_model.": "language_model.",
     "lm_head.": "lm_head.",
 }
-# What is behind the encoder's layers, and buffers of old checkpoints.
+# Modules after the last layer of the encoder, and buffers that old checkpoints hold.
 _UNUSED = [r"vision_tower\.(.*\.)?(post_layernorm|head|position_ids)\b", r"rotary_emb\.inv_freq$"]
 
 
@@ -45,20 +46,21 @@ def convert_llava(
     allow_pickle: bool = False,
 ) -> None:
     """
-    Writes a LLaVA-1.5 or LLaVA-NeXT of transformers as an [`MM1ForConditionalGeneration`], and, where the source has a
-    tokenizer and an image processor, its [`MM1Processor`]. Logits are equal where an image is not split. What LLaVA-NeXT
-    puts behind each row of a split image becomes the embedding of one more token, `<image_newline>`.
+    Converts a LLaVA-1.5 or LLaVA-NeXT of transformers to an [`MM1ForConditionalGeneration`]. If the source has a
+    tokenizer and an image processor, an [`MM1Processor`] is written too. The logits are equal if images are not split.
+    The embedding that LLaVA-NeXT inserts after each row of a split image becomes the embedding of an additional token,
+    `<image_newline>`.
 
     Args:
-        source: a folder or a Hub id.
-        output: a folder, which must not exist.
-        dtype: of the written weights; unset, the checkpoint's.
-        max_shard_size: bounds the files that are written, and the memory.
+        source: folder or Hub id of the model.
+        output: folder to write. It must not exist yet, or be empty.
+        dtype: dtype of the written weights; unset, the dtype in the checkpoint.
+        max_shard_size: maximum size of a written file, which also bounds the memory that the conversion needs.
         allow_pickle: whether to read pickled weights.
 
     Raises:
-        ValueError: the model does something that an MM1 does not, or the checkpoint does not hold what its configuration
-            says.
+        ValueError: the model does something that an MM1 does not, or the checkpoint does not have the tensors that its
+            configuration describes.
     """
     folder = source_folder(source, ["*.txt", *(["*.bin"] if allow_pickle else [])])
     foreign = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -99,7 +101,7 @@ def convert_llava(
             model,
             plan,
             checkpoint,
-            unused=[*_UNUSED, *_behind(foreign, config), *_tied(config)],
+            unused=[*_UNUSED, *_unused_layers(foreign, config), *_tied(config)],
             dtype=dtype,
             max_shard_size=max_shard_size,
         )
@@ -109,7 +111,10 @@ def convert_llava(
 
 def _configuration(foreign: PreTrainedConfig) -> MM1Config:
     if foreign.model_type not in _KINDS:
-        raise ValueError(f"This is a {foreign.model_type!r} model; those that become an MM1 are {', '.join(_KINDS)}.")
+        raise ValueError(
+            f"This is a {foreign.model_type!r} model, which cannot be converted to an MM1. The kinds that can are "
+            f"{', '.join(_KINDS)}."
+        )
     vision, layer = foreign.vision_config, foreign.vision_feature_layer
     strategy = foreign.vision_feature_select_strategy
     layers = vision.num_hidden_layers
@@ -124,7 +129,10 @@ def _configuration(foreign: PreTrainedConfig) -> MM1Config:
     for name, fits in differing.items():
         if not fits:
             value = vision.model_type if "." in name else getattr(foreign, name)
-            raise ValueError(f"This {foreign.model_type!r} model is no MM1: {name} is {value!r}.")
+            raise ValueError(
+                f"This {foreign.model_type!r} model cannot be converted to an MM1: {name} is {value!r}, which MM1 "
+                "does not support."
+            )
     vision = copy.deepcopy(vision)
     vision.num_hidden_layers = used
     if hasattr(vision, "vision_use_head"):
@@ -139,26 +147,26 @@ def _configuration(foreign: PreTrainedConfig) -> MM1Config:
 
 
 def _plain(name: str) -> str:
-    """The name without what changed between transformers' versions."""
+    """The name of a tensor in a form that is the same for all versions of transformers."""
     name = name.removeprefix("model.")
     name = re.sub(r"^language_model\.lm_head\.", "lm_head.", name)
     name = re.sub(r"^language_model\.model\.", "language_model.", name)
     return re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", name)
 
 
-def _behind(foreign: PreTrainedConfig, config: MM1Config) -> list[str]:
-    """The encoder's layers behind the one that is used."""
+def _unused_layers(foreign: PreTrainedConfig, config: MM1Config) -> list[str]:
+    """Patterns for the names of encoder layers after the last one that MM1 uses."""
     layers = range(config.vision_config.num_hidden_layers, foreign.vision_config.num_hidden_layers)
     return [rf"vision_tower\..*layers\.{layer}\." for layer in layers]
 
 
 def _tied(config: MM1Config) -> list[str]:
-    # A tied head may be saved all the same.
+    # Some checkpoints hold the output head although it is tied to the embeddings.
     return [r"lm_head\.weight$"] if config.tie_word_embeddings else []
 
 
 class _WithRow:
-    """Embeddings of `rows` rows, the new ones their mean, and one of them given."""
+    """Extends an embedding table to `rows` rows, with the mean of the old ones. Row `row`, if set, is given."""
 
     def __init__(self, rows: int, row: int | None):
         self.rows, self.row = rows, row
@@ -187,7 +195,7 @@ def _processor(folder: Path, foreign: PreTrainedConfig, config: MM1Config, token
         image_mean=list(given.image_mean),
         image_std=list(given.image_std),
         image_splitting="none",
-        # As LLaVA was trained: the whole image, on a square of its mean colour.
+        # LLaVA was trained on whole images, padded with the mean colour to a square.
         whole_image_resize="pad",
     )
     config.pixel_mean, config.pixel_scale = list(given.image_mean), list(given.image_std)

@@ -1,4 +1,4 @@
-"""Image encoders of open_clip, as transformers' CLIP encoders."""
+"""Converts image encoders of open_clip to CLIP encoders of transformers."""
 
 from os import PathLike
 from typing import Any
@@ -28,7 +28,7 @@ _TABLE = {
     "embeddings.class_embedding": "visual.class_embedding",
     "embeddings.patch_embedding.weight": "visual.conv1.weight",
     "embeddings.position_embedding.weight": "visual.positional_embedding",
-    # transformers' own spelling.
+    # transformers itself spells it `layrnorm`.
     "pre_layrnorm.weight": "visual.ln_pre.weight",
     "pre_layrnorm.bias": "visual.ln_pre.bias",
     "post_layernorm.weight": "visual.ln_post.weight",
@@ -47,9 +47,9 @@ _TABLE = {
         "self_attn.out_proj": f"{_LAYER}.attn.out_proj.{kind}",
     }.items()
 }
-# The text side, and what only compares both.
+# The text encoder, and the projection that is only used to compare images with texts.
 _UNUSED = (r"^(?!visual\.)", r"^visual\.proj$")
-# Fields of `vision_cfg` that make it compute something else.
+# Fields of `vision_cfg` that, if set, make the encoder compute something that transformers' CLIP encoder does not.
 _FOREIGN = (
     "timm_model_name",
     "attentional_pool",
@@ -77,19 +77,19 @@ def convert_open_clip(
     allow_pickle: bool = False,
 ) -> None:
     """
-    Writes the image encoder of an open_clip checkpoint, such as DFN-5B's ViT-H/14 at 378 pixels, as a `CLIPVisionModel`
-    with an image processor that resizes and normalises as open_clip does.
+    Converts the image encoder of an open_clip checkpoint, such as DFN-5B's ViT-H/14 at 378 pixels, to a
+    `CLIPVisionModel` with an image processor that resizes and normalises images as open_clip does.
 
     Args:
-        source: a folder or a Hub id, with `open_clip_config.json`.
-        output: a folder, which must not exist.
-        dtype: of the written weights; unset, the checkpoint's.
-        max_shard_size: bounds the files that are written, and the memory.
+        source: folder or Hub id of the checkpoint, which must have an `open_clip_config.json`.
+        output: folder to write. It must not exist yet, or be empty.
+        dtype: dtype of the written weights; unset, the dtype in the checkpoint.
+        max_shard_size: maximum size of a written file, which also bounds the memory that the conversion needs.
         allow_pickle: whether to read pickled weights.
 
     Raises:
-        ValueError: the encoder is no vision transformer that CLIP's of transformers computes, or the checkpoint does not
-            hold what its configuration says.
+        ValueError: the encoder is not a vision transformer of the kind that transformers' CLIP implements, or the
+            checkpoint does not have the tensors that its configuration describes.
     """
     folder = source_folder(source, ["*.bin", "*.pt"] if allow_pickle else [])
     described = read_json(folder / "open_clip_config.json")
@@ -114,12 +114,13 @@ def _configuration(model_cfg: dict[str, Any]) -> CLIPVisionConfig:
     for name in _FOREIGN:
         if vision.get(name):
             raise ValueError(
-                f"This open_clip encoder is no CLIP encoder of transformers: vision_cfg.{name} is {vision[name]}, and has "
-                "to be left out."
+                f"This open_clip encoder cannot be converted to a CLIP encoder of transformers: vision_cfg.{name} is "
+                f"{vision[name]}, but only encoders without this setting can be converted."
             )
     if not isinstance(vision.get("layers", 12), int):
         raise ValueError(
-            f"vision_cfg.layers is {vision['layers']}: a convolutional encoder, which has no patches. Take a ViT."
+            f"vision_cfg.layers is {vision['layers']}: this is a convolutional encoder, which has no patches. Use a "
+            "checkpoint with a vision transformer (ViT)."
         )
     width = vision.get("width", 768)
     return CLIPVisionConfig(
@@ -138,8 +139,8 @@ def _image_processor(preprocess: dict[str, Any], side: int) -> CLIPImageProcesso
     mode = preprocess.get("resize_mode", "shortest")
     if mode not in ("squash", "shortest"):
         raise ValueError(
-            f"preprocess_cfg.resize_mode is {mode!r}; transformers' CLIP image processor squashes images or crops them: "
-            "'squash' or 'shortest'."
+            f"preprocess_cfg.resize_mode is {mode!r}. It must be 'squash' or 'shortest', because transformers' CLIP "
+            "image processor can only squash or crop images."
         )
     square = {"height": side, "width": side}
     return CLIPImageProcessorPil(

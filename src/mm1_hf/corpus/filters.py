@@ -1,4 +1,4 @@
-"""Which web pages become interleaved documents, and which of their images stay (MM1, appendix A.1)."""
+"""Decides which web pages become interleaved documents, and which of their images are kept (MM1, appendix A.1)."""
 
 import hashlib
 import os
@@ -15,12 +15,12 @@ class PageRules:
     Limits for pages and their images; the defaults are the paper's.
 
     Args:
-        max_images: of a page.
-        max_aspect_ratio: of an image's longer side to its shorter.
-        min_side: of an image in pixels.
-        max_side: of an image in pixels.
-        url_words: that no image's address may contain; of a file only its name counts.
-        max_repeats: pages of the data set that an image may be on.
+        max_images: highest number of images on a page; pages with more images are dropped.
+        max_aspect_ratio: highest ratio of an image's longer side to its shorter side.
+        min_side: smallest length of an image's shorter side, in pixels.
+        max_side: largest length of an image's longer side, in pixels.
+        url_words: words in lower case; an image is dropped if its URL, or the file name of its path, contains one.
+        max_repeats: highest number of pages of the data set that may show the same image.
     """
 
     max_images: int = 30
@@ -33,8 +33,9 @@ class PageRules:
 
 class ImageRepeats:
     """
-    On how many pages of a data set an image is, told by its address and by the MD5 of its file. Every page has to be added
-    before the first is filtered. A thousand images take about 0.2 MB.
+    Counts on how many pages of a data set each image appears. Images are identified by their address and by the MD5
+    hash of their file. All pages have to be added before the first page is filtered. A thousand images take about 0.2
+    MB.
     """
 
     def __init__(self) -> None:
@@ -42,19 +43,19 @@ class ImageRepeats:
 
     def add(self, page: Document) -> None:
         """
-        Counts the images of a page, each once; one that cannot be read by its address alone.
+        Counts the images of a page, each image once. An image that cannot be read is counted by its address only.
 
         Args:
-            page: as [`~mm1_hf.corpus.html.html_document`] gives it.
+            page: a page as [`~mm1_hf.corpus.html.html_document`] returns it.
         """
         self._pages.update({key for image in page.images for key in _keys(image)})
 
     def number(self, image: ImagePart) -> int:
         """
-        Pages with this address or this file, whichever are more.
+        Returns the number of pages with this address or with this file, whichever is higher.
 
         Args:
-            image: of one of the pages.
+            image: an image of one of the pages.
         """
         return max((self._pages[key] for key in _keys(image)), default=0)
 
@@ -63,14 +64,15 @@ def filter_page(
     page: Document, repeats: ImageRepeats, counts: Counter[str], rules: PageRules | None = None
 ) -> Document | None:
     """
-    A page with the images that may stay, or `None` where it is no interleaved document. The text around an image that is
-    left out stays.
+    Returns a page with the images that are kept, or `None` if the page does not become an interleaved document. The
+    text around a dropped image is kept.
 
     Args:
-        page: as [`~mm1_hf.corpus.html.html_document`] gives it.
-        repeats: of all pages' images.
-        counts: grows by what is kept (`"page"`, `"image"`) and left out (`"page: "` or `"image: "` and why).
-        rules: unset, the paper's.
+        page: a page as [`~mm1_hf.corpus.html.html_document`] returns it.
+        repeats: the image counts of all pages.
+        counts: number of pages and images that were kept (`"page"`, `"image"`) and dropped (`"page: <reason>"`,
+            `"image: <reason>"`); this page and its images are added.
+        rules: the limits; unset, those of the paper.
     """
     rules = rules or PageRules()
     why = None
@@ -96,18 +98,18 @@ def filter_page(
         else:
             parts.append(part)
     if not any(isinstance(part, ImagePart) for part in parts):
-        counts["page: no image that may stay"] += 1
+        counts["page: no image kept"] += 1
         return None
     counts["page"] += 1
     return Document(page.kind, tuple(parts), page.name)
 
 
 def _fault(image: ImagePart, repeats: ImageRepeats, rules: PageRules) -> str | None:
-    """Why an image is left out."""
+    """The reason to drop an image, or `None` if it is kept."""
     address = _address(image)
     address = address if re.match("https?://", address) else os.path.basename(address)
     if any(word in address.lower() for word in rules.url_words):
-        return "a word in its address"
+        return "excluded word in address"
     try:
         width, height = image.load().size
     except Unusable as error:
@@ -128,7 +130,7 @@ def _address(image: ImagePart) -> str:
 
 
 def _keys(image: ImagePart) -> list[bytes]:
-    """What tells an image: its address and its file, as hashes."""
+    """The hashes that identify an image: of its address and of its file."""
     keys = [hashlib.md5(_address(image).encode()).digest()] if _address(image) else []
     try:
         return [*keys, hashlib.md5(image.read()).digest()]

@@ -1,4 +1,4 @@
-"""Web pages as interleaved documents (MM1, appendix A.1): the text body with the images in their places."""
+"""Converts web pages to interleaved documents (MM1, appendix A.1): the text of the body with the images in place."""
 
 import os
 import re
@@ -9,18 +9,18 @@ from selectolax.lexbor import LexborHTMLParser, LexborNode
 from mm1_hf.data.documents import Document, ImagePart, Unusable
 
 
-# What is never a page's text.
+# Elements that never hold text of the page's body.
 _LEFT_OUT = re.compile(
     "annotation|aside|audio|button|canvas|datalist|dialog|footer|head|iframe|input|nav|noscript|object|script|select|style|svg"
     "|template|textarea|title|video"
 )
 _LEFT_OUT_ROLES = re.compile("navigation|banner|contentinfo|search|menu|menubar|dialog")
-# Words of an element's class, or its whole id.
+# Elements are left out if a word of their class, or their whole id, is one of these.
 _LEFT_OUT_WORDS = re.compile(
     "nav|navbar|navheader|navfooter|navigation|breadcrumbs?|sidebar|sphinxsidebar|footer|menu|toc|toctree|headerlink|cookies?"
     "|advert|advertisement|pagination"
 )
-# What stands apart by an empty line, and what by a line break.
+# Elements that are separated from their surroundings by an empty line, and elements separated by a line break.
 _BLOCKS = re.compile(
     "address|article|blockquote|body|details|div|dl|dt|fieldset|figcaption|figure|form|header|h[1-6]|hr|main|ol|p|pre|section"
     "|table|ul"
@@ -31,15 +31,16 @@ _CELLS = ("td", "th")
 
 def html_document(page: str | bytes, base: str) -> Document:
     """
-    The text body of a page without what leads around it (navigation, headers, footers, forms), with its images in place.
-    White space is as a browser shows it; blocks stand apart by an empty line.
+    Converts a page to a document: the text of its body with the images in place, without navigation, headers, footers
+    and form controls. White space is collapsed as in a browser; blocks are separated by an empty line.
 
     Args:
-        page: its HTML.
-        base: its URL or path, from which its images' addresses are taken, and its name.
+        page: the HTML of the page.
+        base: the URL or path of the page. Addresses of images are resolved against it, and the document is named after
+            it.
 
     Raises:
-        Unusable: `"no text"`.
+        Unusable: the page has no text (reason `"no text"`).
     """
     tree = LexborHTMLParser(page)
     root = tree.css_first("main, [role=main]") or tree.body
@@ -54,7 +55,7 @@ def html_document(page: str | bytes, base: str) -> Document:
 
 
 class _Text:
-    """Parts in the making: words with the white space that a browser would show between them."""
+    """Collects the parts of a document, with the white space that a browser would show between words."""
 
     def __init__(self) -> None:
         self._parts: list[str | ImagePart] = []
@@ -63,7 +64,7 @@ class _Text:
         self._space = False
 
     def add(self, words: str) -> None:
-        """Running text."""
+        """Adds running text, whose white space is collapsed."""
         found = words.split()
         if not found:
             self._space |= bool(words)
@@ -74,20 +75,20 @@ class _Text:
         self._space = words[-1].isspace()
 
     def add_lines(self, lines: str) -> None:
-        """Text whose white space counts."""
+        """Adds preformatted text, whose white space is kept."""
         if lines.strip():
             self._separate()
             self._line += lines.rstrip()
 
     def break_line(self, breaks: int) -> None:
-        """At least so many line breaks before what comes."""
+        """Puts at least this number of line breaks before the next words or image."""
         self._breaks = max(self._breaks, breaks)
 
     def add_space(self) -> None:
         self._space = True
 
     def add_image(self, image: ImagePart) -> None:
-        # What separates them stays with the text before, so that without the image the texts are still apart.
+        # The white space goes to the text before the image, so that the texts stay separated if the image is dropped.
         self._separate()
         self._parts += [self._line, image] if self._line else [image]
         self._line = ""
@@ -102,8 +103,8 @@ class _Text:
 
 
 def _write(root: LexborNode, text: _Text, base: str) -> None:
-    """Depth first, without recursion: pages nest deeper than Python does."""
-    # Nodes to visit, and breaks to write after their elements.
+    """Writes a tree depth first. Without recursion, because pages nest deeper than Python's recursion limit."""
+    # Nodes to visit, and numbers of line breaks to write after all children of an element.
     stack: list[LexborNode | int] = [root]
     while stack:
         node = stack.pop()
@@ -134,7 +135,7 @@ def _is_left_out(node: LexborNode) -> bool:
     attributes = node.attributes
     if "hidden" in attributes or _LEFT_OUT_ROLES.fullmatch(attributes.get("role") or ""):
         return True
-    # A page's header leads around, an article's is its title.
+    # The header of a page holds its navigation, but the header of an article holds its title.
     if node.tag == "header" and not (node.parent and node.parent.tag in ("article", "main", "section")):
         return True
     words = re.split(r"[\s_-]+", (attributes.get("class") or "").lower())
@@ -142,7 +143,10 @@ def _is_left_out(node: LexborNode) -> bool:
 
 
 def _address(image: LexborNode, base: str) -> str | None:
-    """Where an image is: a URL, or a path beside a page that is a file. What a page loads late it names in `data-src`."""
+    """
+    The URL of an image, or its path if the page is a local file. Images that the page loads only when they come into
+    view have their address in `data-src`.
+    """
     source = image.attributes.get("data-src") or image.attributes.get("src")
     if not source or source.startswith("data:"):
         return source or None

@@ -1,7 +1,8 @@
 """
-WebDataset's tar archives, sample by sample.
+Reads the tar archives of WebDataset, sample by sample.
 
-datasets' own reader of them stops at the first text that is no JSON or no UTF-8, and at samples of different files.
+The WebDataset reader of `datasets` is not used: it fails at the first text that is not valid JSON or UTF-8, and where
+samples differ in the types of their files.
 """
 
 import os
@@ -23,11 +24,13 @@ SAMPLE_FEATURES = Features(
 
 def read_archives(archives: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
     """
-    Every sample's key and files: those that follow each other and have one name up to its first dot. Where an archive breaks
-    off, the sample there has the error instead, and the next archive follows.
+    Yields every sample as its key and its files. Consecutive files whose names are equal up to the first dot form a
+    sample, and that common name is its key. Where an archive cannot be read any further, a sample with an error
+    message and without files takes the place of the current one, and reading continues with the next archive.
 
     Args:
-        archives: their paths, and when they were changed, by which a cache knows them.
+        archives: path and modification time of each archive. The time is not used here: it makes `datasets` notice
+            that an archive in its cache has changed.
     """
     for path, _ in archives:
         key, files = "", []
@@ -49,18 +52,18 @@ def read_archives(archives: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
         if files:
             yield {"__key__": key, "__files__": files, "__error__": None}
         if path.endswith(".tar") and not _is_whole(path):
-            yield {"__key__": key, "__files__": [], "__error__": f"{path}: it has no end"}
+            yield {"__key__": key, "__files__": [], "__error__": f"{path}: the archive is cut off"}
 
 
 def _is_whole(path: str) -> bool:
-    """Whether a tar ends as it has to, with two empty blocks; where a header is cut, tarfile says nothing."""
+    """Whether a tar ends with two empty blocks, as it must. tarfile accepts an archive that is cut inside a header."""
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - 1024))
         return file.read() == bytes(1024)
 
 
 def _split(name: str) -> tuple[str, str]:
-    """A file's name without its extensions, and these; hidden files have none."""
+    """A file's name without its extensions, and the extensions. The extensions of a hidden file are empty."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return f"{folder}{slash}{stem}", extension if stem else ""

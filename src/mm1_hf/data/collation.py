@@ -1,4 +1,4 @@
-"""Examples to training batches: padded on the right, with the labels that MM1 learns from."""
+"""Makes training batches from conversations and texts: padded on the right, with labels."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,20 +16,21 @@ IGNORED = -100
 @dataclass
 class MM1Collator:
     """
-    Makes a training batch out of examples in TRL's columns: `messages`, or `prompt` and `completion` (both chats), or
-    `text`; each with `images`, a list, or one `image`, where it has any.
+    Makes a training batch from examples in TRL's columns: `messages`, or `prompt` and `completion` (both chats), or
+    `text`. Images are in `images` (a list) or `image` (a single one).
 
-    Labels are -100 at image tokens, at the indicators around them, at padding and at a row's first token. Of chats only
-    what the assistant writes is learned, its end mark included; of a prompt and completion only the completion's; of plain
-    text everything.
+    Labels are -100 at image tokens, at the position indicators around them, at padding and at the first token of a
+    row. In chats, only what the assistant writes is trained on, including its end mark; of a prompt and completion,
+    only the assistant's turns in the completion. Plain text is trained on as a whole.
 
     Args:
-        processor: the model's own.
-        max_length: longest row in tokens; unset, any. Nothing is truncated.
+        processor: the model's processor.
+        max_length: largest number of tokens in a row. If unset, there is no limit. Longer examples raise an error;
+            nothing is truncated.
 
     Raises:
-        ValueError: a batch that mixes kinds of examples, images that do not fit their places, an example that is longer
-            than `max_length`, one with nothing to learn, or chats with a template that has no generation marks.
+        ValueError: a batch mixes kinds of examples; an example has another number of images than of places for them,
+            is longer than `max_length` or has nothing to learn from; or a chat's template has no generation marks.
 
     Example:
 
@@ -58,18 +59,20 @@ class MM1Collator:
     def __call__(self, examples: list[dict[str, Any]]) -> BatchFeature:
         """
         Args:
-            examples: rows of one kind, with the columns above.
+            examples: examples of one kind, with the columns listed for the class.
 
         Returns:
             `input_ids`, `attention_mask`, `labels` `(batch, sequence)` and, if there are images, `pixel_values`
             `(tiles, 3, tile, tile)`.
 
         Raises:
-            ValueError: as told above, with the sample's index in the batch.
+            ValueError: see the class. If one sample is the cause, the message names its index in the batch.
         """
         kinds = {_kind(_name(index), example) for index, example in enumerate(examples)}
         if len(kinds) > 1:
-            raise ValueError(f"A batch holds one kind of example; this one mixes {', '.join(sorted(kinds))}.")
+            raise ValueError(
+                f"All examples of a batch must be of one kind; this batch mixes {', '.join(sorted(kinds))}."
+            )
         (kind,) = kinds
         images = [images_of(example) for example in examples]
         batch = self._encode_text(examples, images) if kind == "text" else self._encode_chats(examples, images)
@@ -79,7 +82,8 @@ class MM1Collator:
         learned[:, 0] = False
         self._check_rows(attention_mask.sum(dim=1).tolist(), learned.any(dim=1).tolist())
         batch["labels"] = torch.where(learned, input_ids, IGNORED)
-        # The order matters: accelerate takes a batch's size from its first entry, and pixel_values has tiles, not rows.
+        # pixel_values must not be first: accelerate reads the batch size from the first entry, and pixel_values has
+        # one entry per tile, not per row.
         names = ("input_ids", "attention_mask", "labels", "pixel_values")
         return BatchFeature({name: batch[name] for name in names if name in batch})
 
@@ -122,13 +126,13 @@ class MM1Collator:
         for index, (length, learns) in enumerate(zip(lengths, learned, strict=True)):
             if self.max_length is not None and length > self.max_length:
                 raise ValueError(
-                    f"Sample {index} of the batch has {length} tokens, more than max_length={self.max_length}. Images are "
-                    "never cut: leave the sample out, split its images into fewer tiles, or allow longer rows."
+                    f"Sample {index} of the batch has {length} tokens, more than max_length={self.max_length}. A "
+                    "sample is never cut: remove it, split its images into fewer tiles, or allow longer rows."
                 )
             if not learns:
                 raise ValueError(
-                    f"Sample {index} of the batch has nothing to learn from: a chat needs an assistant's turn, and a text "
-                    "something after its images."
+                    f"Sample {index} of the batch has nothing to learn from: a chat needs an assistant turn, and a "
+                    "text needs words after its images."
                 )
 
 
@@ -142,17 +146,18 @@ def _kind(name: str, example: dict[str, Any]) -> str:
     if example.get("text") is not None:
         return "text"
     raise ValueError(
-        f"{name} has the columns {sorted(example)}; give it messages, or prompt and completion, or text, and images beside."
+        f"{name} has the columns {sorted(example)}; give it messages, or prompt and completion, or text. Images go "
+        "into images or image."
     )
 
 
 def without_first_turns(learned: torch.Tensor, turns: list[int]) -> torch.Tensor:
     """
-    A mask without what a prompt holds.
+    Removes the first assistant turns of each row from a mask.
 
     Args:
-        learned: `(batch, sequence)`, true where the assistant writes.
-        turns: how many of each row's first runs of it to leave out.
+        learned: `(batch, sequence)`, true where the assistant writes. Each run of true values is one turn.
+        turns: for each row, the number of turns to remove, counted from its first one.
     """
     previous = torch.nn.functional.pad(learned[:, :-1], (1, 0))
     turn = (learned & ~previous).cumsum(dim=1)

@@ -1,5 +1,5 @@
 """
-What pre-training reads: captions, interleaved documents and plain text in one form, and the count of what cannot be read.
+Documents: the common form of captions, interleaved documents and plain text. Also counts the records that are dropped.
 """
 
 import math
@@ -21,13 +21,13 @@ logger = logging.get_logger(__name__)
 DocumentKind = Literal["caption", "interleaved", "text"]
 
 
-class Unusable(ValueError):  # noqa: N818 (it says what a record is, not that the program erred)
+class Unusable(ValueError):  # noqa: N818 (the name describes a record, not an error of the program)
     """
     A record that cannot become a document.
 
     Args:
-        reason: what is wrong with it in a few words that many records share, such as `"corrupt image"`.
-        detail: about this record.
+        reason: the kind of problem in a few words, which many records share, for example `"corrupt image"`.
+        detail: what exactly is wrong with this record.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -42,17 +42,18 @@ class Unusable(ValueError):  # noqa: N818 (it says what a record is, not that th
 @dataclass(frozen=True)
 class ImagePart:
     """
-    An image of a document, opened when it is needed.
+    An image of a document. It is opened only when it is needed.
 
     Args:
-        source: a file's bytes, a path, a URL (`http`, `https`, `data`) or a picture. What a URL gives is kept.
+        source: the bytes of a file, a path, a URL (`http`, `https`, `data`) or a PIL image. A URL is downloaded once,
+            and the content is kept.
     """
 
     source: bytes | str | Image.Image
 
     def size(self) -> tuple[int, int]:
         """
-        `(height, width)` in pixels, turned upright as EXIF says. The pixels are not decoded.
+        `(height, width)` in pixels, after the rotation that EXIF prescribes. The pixels are not decoded.
 
         Raises:
             Unusable: `"missing file"` or `"corrupt image"`.
@@ -62,7 +63,7 @@ class ImagePart:
 
     def load(self) -> Image.Image:
         """
-        The picture, decoded and upright.
+        The image, decoded, and rotated as EXIF prescribes.
 
         Raises:
             Unusable: `"missing file"` or `"corrupt image"`.
@@ -74,7 +75,7 @@ class ImagePart:
 
     def read(self) -> bytes:
         """
-        The file's bytes; those of a picture are a PNG's.
+        The bytes of the image file. A PIL image is encoded as PNG.
 
         Raises:
             Unusable: `"missing file"` or `"corrupt image"`.
@@ -90,7 +91,7 @@ class ImagePart:
 
 @contextmanager
 def _unusable(source: bytes | str | Image.Image) -> Generator[None, None, None]:
-    """Broken files make Pillow's decoders raise nearly everything."""
+    """Turns any error into [`Unusable`]: Pillow's decoders raise many types of exceptions for corrupt files."""
     try:
         yield
     except Exception as error:
@@ -105,10 +106,10 @@ class Document:
     Text and images in reading order.
 
     Args:
-        kind: `"caption"`, an image (or several) and what describes it; `"interleaved"`, text with images in places; or
-            `"text"`.
-        parts: texts, in which nothing stands for an image, and images.
-        name: where it comes from, for messages.
+        kind: `"caption"` for an image (or several) and its description, `"interleaved"` for text with images between
+            its parts, or `"text"`.
+        parts: the texts and images. The texts hold no placeholders for the images.
+        name: where the document comes from, for error messages.
     """
 
     kind: DocumentKind
@@ -117,29 +118,29 @@ class Document:
 
     @property
     def images(self) -> tuple[ImagePart, ...]:
-        """Its images in reading order."""
+        """The images of the document in reading order."""
         return tuple(part for part in self.parts if isinstance(part, ImagePart))
 
 
 class Drops:
     """
-    Counts the records that are left out, by source and reason, and stops where they are too many. The first record of each
-    reason is logged as a warning.
+    Counts the dropped records by source and reason, and raises an error when a source has too many. The first record
+    that is dropped for a reason is logged as a warning.
 
-    A source's share has to be above the limit by four standard deviations: many readers with a few records each would
-    otherwise stop a run over bad luck.
+    The error is raised when the share of dropped records is above the limit by more than four standard deviations.
+    Otherwise, if many readers with few records each count separately, one of them would stop the run by mere chance.
 
     Args:
-        max_share: of a source's records that may be left out.
-        min_seen: records of a source before it is judged.
+        max_share: largest share of a source's records that may be dropped, from 0 to 1.
+        min_seen: number of records of a source that must be read before its share is checked.
 
     Raises:
-        ValueError: `max_share` is not a share.
+        ValueError: `max_share` is not between 0 and 1.
     """
 
     def __init__(self, max_share: float = 0.05, min_seen: int = 100) -> None:
         if not 0 <= max_share <= 1:
-            raise ValueError(f"max_share is {max_share}; give the share of records that may be left out, from 0 to 1.")
+            raise ValueError(f"max_share is {max_share}; give the share of records that may be dropped, from 0 to 1.")
         self.max_share = max_share
         self.min_seen = min_seen
         self._seen: Counter[str] = Counter()
@@ -148,13 +149,13 @@ class Drops:
 
     def seen(self, source: str) -> None:
         """
-        A record of `source` was read; to be said of every one, before what is wrong with it.
+        Counts a record that was read. To be called for every record, before [`~Drops.drop`] if it is dropped.
 
         Args:
-            source: its name.
+            source: name of the record's source.
 
         Raises:
-            ValueError: too many of the source's records are left out.
+            ValueError: too many of the source's records were dropped.
         """
         self._seen[source] += 1
         if self._seen[source] == self.min_seen:
@@ -162,32 +163,32 @@ class Drops:
 
     def drop(self, source: str, why: Unusable) -> None:
         """
-        The record last seen is left out.
+        Counts the record that was read last as dropped.
 
         Args:
-            source: its name.
-            why: the reason.
+            source: name of the record's source.
+            why: why the record cannot be used.
 
         Raises:
-            ValueError: too many of the source's records are left out.
+            ValueError: too many of the source's records were dropped.
         """
         reasons = self._dropped.setdefault(source, Counter())
         reasons[why.reason] += 1
         if reasons[why.reason] == 1:
             self._examples.setdefault(source, {})[why.reason] = str(why)
-            logger.warning(f"A record of {source} is left out: {why} (further ones of this reason are only counted)")
+            logger.warning(f"A record of {source} is dropped: {why} (others with this reason are counted, not logged)")
         if self._seen[source] >= self.min_seen:
             self._judge(source)
 
     def merge(self, other: "Drops") -> None:
         """
-        Adds what another one counted, such as a data worker's.
+        Adds the counts of another `Drops`, for example of another data worker.
 
         Args:
-            other: it stays as it is.
+            other: the counts to add. They are not changed.
 
         Raises:
-            ValueError: together, too many records of a source are left out.
+            ValueError: by the sum of the counts, too many records of a source were dropped.
         """
         self._seen.update(other._seen)
         for source, reasons in other._dropped.items():
@@ -198,14 +199,14 @@ class Drops:
                 self._judge(source)
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """`{source: {"seen": records, "dropped": {reason: records}, "share": dropped of seen}}`."""
+        """`{source: {"seen": records read, "dropped": {reason: records}, "share": dropped / seen}}`."""
         return {
             source: {"seen": seen, "dropped": dict(self._dropped.get(source, {})), "share": self._share(source)}
             for source, seen in self._seen.items()
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts and examples, ready for JSON."""
+        """The counts, and one example for each reason, in a form that JSON can hold."""
         return {
             "seen": dict(self._seen),
             "dropped": {source: dict(reasons) for source, reasons in self._dropped.items()},
@@ -214,10 +215,10 @@ class Drops:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
-        Goes on from what [`~Drops.state_dict`] gave.
+        Replaces the counts by saved ones.
 
         Args:
-            state: it.
+            state: what [`~Drops.state_dict`] returned.
         """
         self._seen = Counter(state["seen"])
         self._dropped = {source: Counter(reasons) for source, reasons in state["dropped"].items()}
@@ -233,7 +234,8 @@ class Drops:
         counts = ", ".join(f"{reason} {number}" for reason, number in self._dropped[source].most_common())
         reason = self._dropped[source].most_common(1)[0][0]
         raise ValueError(
-            f"Of the {self._seen[source]} records of {source} read so far, {sum(self._dropped[source].values())} were left "
-            f"out ({counts}), more than max_share={self.max_share:.0%}. One of them: {self._examples[source][reason]} "
-            "Mend the data or its layout, or allow a larger share."
+            f"Of the {self._seen[source]} records of {source} read so far, {sum(self._dropped[source].values())} were "
+            f"dropped ({counts}), more than the allowed share of {self.max_share:.0%}. Correct the data, choose "
+            "another layout, or allow a larger share (max_share, in mixtures max_dropped_share). One of the dropped "
+            f"records: {self._examples[source][reason]}"
         )

@@ -1,4 +1,4 @@
-"""Documents to examples: the token ids and images of what stands in a packed row as one segment."""
+"""Turns documents into examples: the token ids and images that become one segment of a packed row."""
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,15 +21,15 @@ from mm1_hf.model.tiling import ImageLayout, placeholder_text, sample_layouts
 @dataclass(frozen=True)
 class Example:
     """
-    A document, or a piece of one that is longer than a row.
+    A training sequence made from a document, or from one piece of a document that is longer than a row.
 
     Args:
         input_ids: `(length,)`, int32.
-        learned: `(length,)`, whether the token is a target: text is, images are not.
-        images: in the order of their places, not decoded yet.
-        splits: whether each image is cut into tiles.
-        begins: whether it is its document's first piece.
-        name: the document's.
+        learned: `(length,)`, whether each token is a target. Tokens of text can be targets, tokens of images cannot.
+        images: the images in the order of their placeholder tokens, not decoded yet.
+        splits: for each image, whether it is cut into several tiles.
+        begins: whether this is the first piece of its document.
+        name: name of the document.
     """
 
     input_ids: np.ndarray
@@ -42,7 +42,7 @@ class Example:
 
 @dataclass(frozen=True)
 class _Part:
-    """A text or an image of a document as tokens."""
+    """The tokens of one text or one image of a document."""
 
     input_ids: np.ndarray
     learned: np.ndarray
@@ -54,28 +54,32 @@ class ExampleEncoder:
     """
     Turns documents into examples that fit a row.
 
-    A document becomes what the tokenizer begins a text with (nothing, for most), its parts in order, and the end-of-text
-    token. What is longer than a row, or has more images than a row may, is treated by this rule: a caption pair is
-    refused; other documents are cut between two parts, and within a text that is longer than a row by itself, at any
-    token; an image is never cut. Text that spells a special token stays text.
+    A document is encoded as the tokens that the tokenizer puts before every text (most tokenizers put none), its parts
+    in order, and the end-of-text token. Text that spells a special token is encoded as ordinary text.
+
+    A document may be longer than a row, or have more images than a row may have. Then a caption is refused, and any
+    other document is cut into pieces: between two parts, or, inside a text that alone is longer than a row, at any
+    token. An image is never cut; if one image alone is longer than a row, its document is refused.
 
     Args:
-        processor: the model's own; its image processor's settings say how images are split.
-        sequence_length: positions of a row.
-        max_images: images of a row at most; unset, as many as fit.
+        processor: the model's processor. The settings of its image processor say how images are split.
+        sequence_length: number of positions of a row.
+        max_images: largest number of images in a row. If unset, a row may have as many as fit.
 
     Raises:
-        ValueError: a tokenizer without an end-of-text token, or a row that cannot hold one image.
+        ValueError: the tokenizer has no end-of-text token, a row cannot hold one image, or `max_images` is below 1.
     """
 
     def __init__(self, processor: MM1Processor, sequence_length: int, max_images: int | None = None):
         tokenizer = processor.tokenizer
         if tokenizer.eos_token_id is None:
-            raise ValueError("The tokenizer has no end-of-text token; set tokenizer.eos_token, which ends a document.")
+            raise ValueError(
+                "The tokenizer has no end-of-text token, which has to end every document. Set tokenizer.eos_token."
+            )
         if sequence_length <= processor.num_image_tokens + 1:
             raise ValueError(
                 f"A row of sequence_length={sequence_length} positions cannot hold one image of "
-                f"{processor.num_image_tokens} tokens and a word; make it longer."
+                f"{processor.num_image_tokens} tokens and a word. Set a larger sequence_length."
             )
         self.processor = processor
         self.sequence_length = sequence_length
@@ -88,7 +92,7 @@ class ExampleEncoder:
         self._image_tokens = lru_cache(maxsize=4096)(self._image_tokens_of)
 
     def __getstate__(self) -> dict:
-        # A cache does not travel to data workers.
+        # The encoder is pickled for data workers, and the cache of a method cannot be pickled.
         return {name: value for name, value in self.__dict__.items() if name != "_image_tokens"}
 
     def __setstate__(self, state: dict) -> None:
@@ -97,17 +101,19 @@ class ExampleEncoder:
 
     def encode(self, documents: Sequence[Document]) -> list[list[Example] | Unusable]:
         """
+        Turns documents into examples.
+
         Args:
-            documents: best many at once, whose texts are tokenised together.
+            documents: the documents. Give many at once if possible, because their texts are tokenised together.
 
         Returns:
-            For every document its examples in order, or why it cannot be used.
+            For every document, its examples in order, or the reason why it cannot be used.
         """
         texts = [part for document in documents for part in document.parts if isinstance(part, str) and part]
         ids = iter(self._tokenize(texts))
         encoded: list[list[Example] | Unusable] = []
         for document in documents:
-            # Taken for every document, so that the next one finds its own.
+            # Also taken for a document that turns out to be unusable, so that the next document gets the right ids.
             own = [next(ids) if isinstance(part, str) and part else None for part in document.parts]
             try:
                 encoded.append(self._pieces(document, self._parts(document, own)))
@@ -124,7 +130,7 @@ class ExampleEncoder:
 
     def _parts(self, document: Document, ids: list[list[int] | None]) -> list[_Part]:
         if not any(ids):
-            raise Unusable("no text", f"{document.name} has nothing to learn from")
+            raise Unusable("no text", f"{document.name} has no text to train on")
         layouts = sample_layouts([image.size() for image in document.images], self._tiling)
         placed = iter(enumerate(layouts))
         parts = []
@@ -152,8 +158,8 @@ class ExampleEncoder:
         if not fits and document.kind == "caption":
             raise Unusable(
                 "caption longer than a row",
-                f"{document.name} has {length} tokens and {images} images, and a row has room for {self.sequence_length} "
-                f"and {self.max_images}",
+                f"{document.name} has {length} tokens and {images} images, but a row holds at most "
+                f"{self.sequence_length} tokens and {self.max_images} images",
             )
         pieces = [parts] if fits else list(self._cut(document, parts))
         return [_example(piece, index == 0, document.name) for index, piece in enumerate(pieces)]
@@ -166,10 +172,10 @@ class ExampleEncoder:
             if part.image is not None and number > self.sequence_length:
                 raise Unusable(
                     "image longer than a row",
-                    f"{document.name} has one of {number} tokens, and a row has room for {self.sequence_length}",
+                    f"{document.name} has an image of {number} tokens, but a row holds at most {self.sequence_length}",
                 )
             if number > self.sequence_length:
-                # It fills this row and the next ones.
+                # A text that fills the rest of this row, and then the next rows.
                 start = 0
                 while start < number:
                     if not room:
@@ -189,16 +195,16 @@ class ExampleEncoder:
 
     def pixel_values(self, example: Example) -> torch.Tensor:
         """
-        Decodes and cuts an example's images.
+        Decodes the images of an example and cuts them into tiles.
 
         Args:
-            example: with one image or more.
+            example: an example with at least one image.
 
         Returns:
-            `(tiles, 3, tile, tile)`.
+            The tiles of all images, `(tiles, 3, tile, tile)`.
 
         Raises:
-            Unusable: an image that is broken.
+            Unusable: an image is missing or corrupt.
         """
         tiles = []
         for image, splits in zip(example.images, example.splits, strict=True):
@@ -214,7 +220,7 @@ def _text(tokens: Sequence[int]) -> _Part:
 
 def _example(parts: list[_Part], begins: bool, name: str) -> Example:
     learned = np.concatenate([part.learned for part in parts])
-    # Nothing before it in its segment could tell a segment's first token.
+    # The first token cannot be predicted, because no token precedes it in its segment.
     learned[0] = False
     return Example(
         input_ids=np.concatenate([part.input_ids for part in parts]),
@@ -227,7 +233,7 @@ def _example(parts: list[_Part], begins: bool, name: str) -> Example:
 
 
 class _Sizes:
-    """An image processor that lays images out by their sizes, and never reads a pixel."""
+    """Stands in for an image processor where only the sizes of images are needed: it computes no pixels."""
 
     def __init__(self, image_processor: MM1ImageProcessor):
         self.image_processor = image_processor
@@ -237,26 +243,27 @@ class _Sizes:
 
     def __getattr__(self, name: str) -> Any:
         if name == "image_processor":
-            # Before there is one, as copies ask.
+            # A new copy is asked for attributes before it has any. Without this check, the lookup would never end.
             raise AttributeError(name)
         return getattr(self.image_processor, name)
 
 
 class ChatEncoder(ExampleEncoder):
     """
-    Turns conversations into examples, by the processor's chat template: the very tokens and labels that [`MM1Collator`]
-    makes of them. Only what the assistant writes is learned, its end mark included, and of a prompt's nothing.
+    Turns conversations into examples with the processor's chat template. The tokens and labels are the same as those
+    of [`MM1Collator`]: only what the assistant writes is trained on, including its end mark, but not the turns of a
+    prompt.
 
-    A conversation is never cut: one that is longer than a row, or has more images than a row may, is refused. Other
-    documents become what [`ExampleEncoder`] makes of them.
+    A conversation is never cut. It is refused if it is longer than a row or has more images than a row may have.
+    Documents that are not conversations are encoded as [`ExampleEncoder`] encodes them.
 
     Args:
-        processor: the model's own; its image processor's settings say how images are split.
-        sequence_length: positions of a row.
-        max_images: images of a row at most; unset, as many as fit.
+        processor: the model's processor. The settings of its image processor say how images are split.
+        sequence_length: number of positions of a row.
+        max_images: largest number of images in a row. If unset, a row may have as many as fit.
 
     Raises:
-        ValueError: as [`ExampleEncoder`], or a chat template without generation marks.
+        ValueError: for the reasons of [`ExampleEncoder`], or because the chat template has no generation marks.
 
     Example:
 
@@ -289,11 +296,13 @@ class ChatEncoder(ExampleEncoder):
 
     def encode(self, documents: Sequence[Document]) -> list[list[Example] | Unusable]:
         """
+        Turns conversations, and other documents, into examples.
+
         Args:
-            documents: conversations, and others.
+            documents: the documents, of which any number may be conversations.
 
         Returns:
-            For every one its examples, or why it cannot be used.
+            For every document, its examples in order, or the reason why it cannot be used.
         """
         chats = [document for document in documents if isinstance(document, Chat)]
         encoded = iter(self._encode_chats(chats))
@@ -313,14 +322,14 @@ class ChatEncoder(ExampleEncoder):
             chat = chats[index]
             try:
                 if isinstance(result, Exception):
-                    raise Unusable("no chat of this template", f"{chat.name}: {result}")
+                    raise Unusable("refused by the chat template", f"{chat.name}: {result}")
                 encoded[index] = [self._example_of(chat, found, *result)]
             except Unusable as reason:
                 encoded[index] = reason
         return [encoded[index] for index in range(len(chats))]
 
     def _chat_tokens(self, chats: list[list[Message]]) -> list[tuple[list[int], list[int]] | Exception]:
-        """The ids of each chat and which of them the assistant writes, or why there are none."""
+        """The token ids of each chat and the mask of what the assistant writes, or the error of the template."""
         if not chats:
             return []
         try:
@@ -330,7 +339,7 @@ class ChatEncoder(ExampleEncoder):
         except (ValueError, TemplateError) as error:
             if len(chats) == 1:
                 return [error]
-            # One spoils them all: by halves it is found.
+            # One refused chat fails the whole batch. Halving the batch again and again isolates it.
             half = len(chats) // 2
             return self._chat_tokens(chats[:half]) + self._chat_tokens(chats[half:])
         return list(zip(batch["input_ids"], batch["assistant_masks"], strict=True))
@@ -340,15 +349,15 @@ class ChatEncoder(ExampleEncoder):
         if len(input_ids) > self.sequence_length or len(sizes) > self.max_images:
             raise Unusable(
                 "chat longer than a row",
-                f"{chat.name} has {len(input_ids)} tokens and {len(sizes)} images, and a row has room for "
-                f"{self.sequence_length} and {self.max_images}. Images are never cut: leave it out, split its images into "
-                "fewer tiles, or allow longer rows",
+                f"{chat.name} has {len(input_ids)} tokens and {len(sizes)} images, but a row holds at most "
+                f"{self.sequence_length} tokens and {self.max_images} images. A chat is never cut: remove it from the "
+                "data, split its images into fewer tiles, or allow longer rows",
             )
         learned = without_first_turns(torch.tensor([written]).bool(), [chat.given_turns])[0].numpy()
         learned &= input_ids != self.processor.image_token_id
         learned[0] = False
         if not learned.any():
-            raise Unusable("nothing to learn from", f"{chat.name} has no assistant's turn to learn")
+            raise Unusable("nothing to learn from", f"{chat.name} has no assistant turn to train on")
         layouts = sample_layouts(sizes, self._tiling)
         return Example(
             input_ids=input_ids,
@@ -361,6 +370,6 @@ class ChatEncoder(ExampleEncoder):
 
 
 def _blank(chat: Chat, sizes: list[tuple[int, int]]) -> list[Message]:
-    """A chat's turns with arrays of its images' sizes in their places, which take no memory."""
+    """The turns of a chat with its images replaced by arrays of their sizes, which take no memory for pixels."""
     messages = [{**message, "content": [dict(part) for part in message["content"]]} for message in chat.messages]
     return place_images(messages, [np.broadcast_to(np.uint8(0), size) for size in sizes], chat.name)

@@ -1,11 +1,13 @@
 """
-The layouts that data sets come in, record by record to a [`Document`].
+The layouts of data sets: functions that turn a record into a [`Document`].
 
-Every layout is a function of a record and of where it comes from. It raises [`Unusable`] for a record that it cannot read.
-Only where a layout has a place for an image does an image stand there: `<image>` written in a text stays text.
+Every layout takes a record, and a name that says where the record comes from, for error messages. It raises
+[`Unusable`] for a record that it cannot read. `<image>` in a text is ordinary text, except in the human turns of
+LLaVA's layouts.
 
-Some keys are [`~mm1_hf.data.readers.read`]'s: relative paths are from the folder under `__folder__`; `__line__` is a line of
-JSON that holds the record; `__files__` are those of a sample in a WebDataset archive, which is a record by their extensions.
+[`~mm1_hf.data.readers.read`] adds some keys to the records: relative paths start at the folder under `__folder__`;
+`__line__` is a line of JSON that holds the record; `__files__` are the files of a sample in a WebDataset archive, and
+the record has one column for each of them, named by its extension.
 """
 
 import functools
@@ -25,7 +27,7 @@ Record = Mapping[str, Any]
 
 
 class Layout(Protocol):
-    """A record, and where it comes from, to a document."""
+    """A function that turns a record into a document; `name` says where the record comes from."""
 
     def __call__(self, record: Record, name: str = "") -> Document: ...
 
@@ -45,14 +47,14 @@ _EMPTY = {"type": "text", "text": ""}
 
 def unwrapped(record: Record, name: str = "") -> Record:
     """
-    The record itself, of one that may still be a line of JSON or the files of an archive.
+    Parses a record that is still a line of JSON or the files of an archive. Other records are returned unchanged.
 
     Args:
-        record: as [`~mm1_hf.data.readers.read`] gives it.
-        name: where it comes from.
+        record: a record that [`~mm1_hf.data.readers.read`] returned.
+        name: where the record comes from, for error messages.
 
     Raises:
-        Unusable: what cannot be read.
+        Unusable: the line or the files cannot be parsed.
     """
     for key, unwrap in ((LINE, _of_line), (FILES, _of_files)):
         if key in record:
@@ -62,7 +64,7 @@ def unwrapped(record: Record, name: str = "") -> Record:
 
 
 def _unwrapping(layout: Layout) -> Layout:
-    """The layout, also of records that are still a line of JSON or the files of an archive."""
+    """Makes a layout also accept records that are still a line of JSON or the files of an archive."""
 
     @functools.wraps(layout)
     def read(record: Record, name: str = "") -> Document:
@@ -77,7 +79,7 @@ def _of_line(record: Record, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise Unusable("corrupt record", f"{name}: {error}: {record[LINE]!r:.100}") from error
     if not isinstance(found, dict):
-        raise Unusable(WRONG_LAYOUT, f"{name}: a line is {found!r:.100}, not an object")
+        raise Unusable(WRONG_LAYOUT, f"{name}: the line is {found!r:.100}, not a JSON object")
     return found
 
 
@@ -101,15 +103,16 @@ def _of_files(record: Record, name: str) -> dict[str, Any]:
 @_unwrapping
 def documents(record: Record, name: str = "") -> Document:
     """
-    The package's own layout, which [`to_record`] writes: `parts`, a list in reading order, of which each has a `text` or an
-    `image`; optionally `kind`, otherwise told by the images, and `name`.
+    The layout of this package, which [`to_record`] writes. `parts` is a list in reading order; each part has either a
+    `text` or an `image`. `name` and `kind` are optional: without `kind`, a document is `"interleaved"` if it has
+    images and `"text"` otherwise.
     """
     name = _name(record, name)
     parts: list[str | ImagePart] = []
     for part in _list(record, "parts", name):
         text, image = (part.get("text"), part.get("image")) if isinstance(part, Mapping) else (None, None)
         if (text is None) == (image is None):
-            raise Unusable(WRONG_LAYOUT, f"{name}: a part has either a text or an image, not {part!r:.100}")
+            raise Unusable(WRONG_LAYOUT, f"{name}: a part must have either a text or an image, not {part!r:.100}")
         parts.append(_text(text, name) if image is None else _image(image, record, name))
     kind = record.get("kind")
     if kind is not None and kind not in get_args(DocumentKind):
@@ -119,10 +122,10 @@ def documents(record: Record, name: str = "") -> Document:
 
 def to_record(document: Document) -> dict[str, Any]:
     """
-    A document in the layout `documents`. Pictures become PNG files.
+    A document as a record in the layout `documents`. PIL images are encoded as PNG.
 
     Args:
-        document: any.
+        document: the document to write.
     """
     parts = []
     for part in document.parts:
@@ -138,9 +141,9 @@ def to_record(document: Document) -> dict[str, Any]:
 @_unwrapping
 def caption(record: Record, name: str = "") -> Document:
     """
-    A pair, WebDataset's or a table's: the image under `image`, `jpg`, `jpeg`, `png`, `webp`, `image_url` or `url`, and what
-    describes it under `caption`, `text` or `txt`, or in a `json` object under one of these. The first that holds something
-    counts; white space around the text is left out.
+    An image and its caption, from WebDataset or a table. The image is under `image`, `jpg`, `jpeg`, `png`, `webp`,
+    `image_url` or `url`. The caption is under `caption`, `text` or `txt`, or under one of these keys in a `json`
+    object. The first of these columns that is not empty is used. White space around the caption is removed.
     """
     name = _name(record, name)
     record = {column.lower(): value for column, value in record.items()}
@@ -149,18 +152,24 @@ def caption(record: Record, name: str = "") -> Document:
     if text is None and isinstance(record.get("json"), Mapping):
         text = _first(record["json"], _CAPTION_COLUMNS)
     if record.keys().isdisjoint(_IMAGE_COLUMNS) or record.keys().isdisjoint((*_CAPTION_COLUMNS, "json")):
-        raise Unusable(WRONG_LAYOUT, f"{name}: it has the columns {_columns(record)}")
+        raise Unusable(
+            WRONG_LAYOUT,
+            f"{name}: the record has the columns {_columns(record)}; a caption needs an image in one of "
+            f"{list(_IMAGE_COLUMNS)} and a text in one of {[*_CAPTION_COLUMNS, 'json']}",
+        )
     return _document([_image(image, record, name), _text(text or "", name).strip()], name, "caption")
 
 
 @_unwrapping
 def llava(record: Record, name: str = "") -> Document:
     """
-    LLaVA's JSON: `conversations`, turns of `{"from": "human" or "gpt", "value": text}`, and `image`, a path or a list of
-    them, whose places the human turns mark by `<image>`; unmarked, they come first.
+    LLaVA's JSON. `conversations` is a list of turns `{"from": speaker, "value": text}`, in which the speaker is
+    `"human"`, `"gpt"` or `"system"`. `image` is a path or a list of paths. In human turns, `<image>` marks the
+    position of an image; without such marks, the images come first.
 
-    A single exchange about one image is a caption: the image and the answer, without the question, as in LLaVA's own
-    pre-training. Anything else is text, turn by turn in lines, with the images in their places.
+    A conversation of one question and one answer about one image becomes a caption: the image and the answer, without
+    the question, as in LLaVA's pre-training. Any other conversation becomes a text with line breaks between the turns
+    and with the images at their positions.
     """
     name = _name(record, name)
     turns, images = _llava(record, name)
@@ -181,7 +190,7 @@ def llava(record: Record, name: str = "") -> Document:
 
 
 def _llava(record: Record, name: str) -> tuple[list[tuple[str, str]], list[ImagePart]]:
-    """LLaVA's turns, as speakers and texts, and its images."""
+    """The turns of a LLaVA record, as pairs of speaker and text, and its images."""
     turns = []
     for turn in _list(record, "conversations", name):
         if not isinstance(turn, Mapping) or turn.get("from") not in ("human", "gpt", "system"):
@@ -195,10 +204,12 @@ def _llava(record: Record, name: str) -> tuple[list[tuple[str, str]], list[Image
 def _placed(
     turns: list[tuple[str, str]], images: list[ImagePart], name: str
 ) -> tuple[list[tuple[str, list[str | ImagePart]]], list[ImagePart]]:
-    """LLaVA's turns with the images in their places, and the images where these are not marked."""
+    """LLaVA's turns with the images at their `<image>` marks; without any marks, they are the second result."""
     places = sum(text.count(_PLACE) for speaker, text in turns if speaker == "human")
     if images and places not in (0, len(images)):
-        raise Unusable("images do not fit their places", f"{name}: {len(images)} images and {places} places for them")
+        raise Unusable(
+            "images cannot be placed", f"{name}: {len(images)} images, but {places} <image> marks in the human turns"
+        )
     left = iter(images)
     placed: list[tuple[str, list[str | ImagePart]]] = []
     for speaker, text in turns:
@@ -213,16 +224,23 @@ def _placed(
 @_unwrapping
 def chat(record: Record, name: str = "") -> Document:
     """
-    TRL's conversations: `messages`, or `prompt` and `completion`, whose contents are texts or parts of type `text` and
-    `image`; with `images`, a list, or one `image`, for the parts that have none of their own. Without such parts, images
-    come before the first user's words. For fine-tuning; read for pre-training, it is its words and images without the roles.
+    Conversations in TRL's columns: `messages`, or `prompt` and `completion`. The content of a message is a text, or a
+    list of parts of type `text` and `image`. The images of image parts that do not hold one are in `images` (a list)
+    or `image` (a single one). If a conversation has no image parts, its images come before the text of the first user
+    turn.
+
+    The layout is meant for fine-tuning. In pre-training, a conversation is read as its texts and images, without the
+    roles.
     """
     name = _name(record, name)
     images = [_image(image, record, name) for image in images_of(record)]
     try:
         found = read_messages(record, name)
         if found is None:
-            raise Unusable(WRONG_LAYOUT, f"{name}: it has the columns {_columns(record)}")
+            raise Unusable(
+                WRONG_LAYOUT,
+                f"{name}: the record has the columns {_columns(record)}, but no messages, nor prompt and completion",
+            )
         messages = place_images(found[0], images, name)
     except Unusable:
         raise
@@ -234,8 +252,8 @@ def chat(record: Record, name: str = "") -> Document:
 @_unwrapping
 def llava_chat(record: Record, name: str = "") -> Document:
     """
-    LLaVA's JSON, as [`llava`] reads it, with its roles, for fine-tuning. White space around images and texts is left out,
-    and unmarked images come before the first human turn's words.
+    LLaVA's JSON as [`llava`] reads it, but as a conversation with its roles, for fine-tuning. White space around texts
+    and images is removed. Images without an `<image>` mark come before the text of the first human turn.
     """
     name = _name(record, name)
     placed, unmarked = _placed(*_llava(record, name), name)
@@ -249,12 +267,12 @@ def llava_chat(record: Record, name: str = "") -> Document:
     try:
         messages = place_images(messages, unmarked, name)
     except ValueError as error:
-        raise Unusable("images do not fit their places", str(error)) from error
+        raise Unusable("images cannot be placed", str(error)) from error
     return _chat(messages, 0, record, name)
 
 
 def _chat(messages: list[Message], given_turns: int, record: Record, name: str) -> Chat:
-    """A chat out of messages that hold their images."""
+    """Makes a chat from messages whose image parts hold their images."""
     parts: list[str | ImagePart] = []
     bare: list[Message] = []
     for message in messages:
@@ -276,12 +294,12 @@ def image_of_part(part: Mapping[str, Any], record: Record, name: str) -> ImagePa
     The image that a part of a message holds.
 
     Args:
-        part: with one of [`mm1_hf.data.chats.IMAGE_KEYS`].
-        record: which may say by [`FOLDER`] where a path begins.
-        name: the record's, for messages.
+        part: an image part with one of the keys [`mm1_hf.data.chats.IMAGE_KEYS`].
+        record: the record of the message. Relative paths start at the folder under its key [`FOLDER`], if it has one.
+        name: name of the record, for error messages.
 
     Raises:
-        Unusable: what is there is no image.
+        Unusable: the value under the key is not an image.
     """
     key = next(key for key in IMAGE_KEYS if key in part)
     value = part[key]
@@ -295,19 +313,18 @@ def image_of_part(part: Mapping[str, Any], record: Record, name: str) -> ImagePa
 @_unwrapping
 def obelics(record: Record, name: str = "") -> Document:
     """
-    OBELICS: `images` and `texts`, lists of one length, of which at every place one has something and the other `None`. An
-    image is a URL, a path, bytes or datasets' Image.
+    OBELICS. `images` and `texts` are lists of the same length; at every position, one of them has an entry and the
+    other has `None`. An image is a URL, a path, bytes, or an undecoded image of `datasets`.
     """
     name = _name(record, name)
     images, texts = _list(record, "images", name), _list(record, "texts", name)
     if len(images) != len(texts):
-        raise Unusable(WRONG_LAYOUT, f"{name}: {len(images)} images beside {len(texts)} texts")
+        raise Unusable(WRONG_LAYOUT, f"{name}: {len(images)} images, but {len(texts)} texts; give lists of one length")
     parts: list[str | ImagePart] = []
     for image, text in zip(images, texts, strict=True):
         if (image is None) == (text is None):
-            raise Unusable(
-                WRONG_LAYOUT, f"{name}: a place with {'neither' if image is None else 'both'} image and text"
-            )
+            found = "neither an image nor a text" if image is None else "both an image and a text"
+            raise Unusable(WRONG_LAYOUT, f"{name}: one position of the lists holds {found}")
         parts.append(_text(text, name) if image is None else _image(image, record, name))
     return _document(parts, name)
 
@@ -315,9 +332,9 @@ def obelics(record: Record, name: str = "") -> Document:
 @_unwrapping
 def mmc4(record: Record, name: str = "") -> Document:
     """
-    MMC4: `text_list`, sentences, and `image_info`, in which `matched_text_index` says before which sentence an image comes.
-    The image is `image`; or the file of the name `image_name`, where there is one; or what `raw_url` gives. Sentences
-    between two images are joined by spaces.
+    MMC4. `text_list` is a list of sentences, and every entry of `image_info` is an image that comes before the
+    sentence with the index `matched_text_index`. The image is the value of `image`, or else the file `image_name` if
+    it exists, or else the image at the URL `raw_url`. Sentences between two images are joined by spaces.
     """
     name = _name(record, name)
     sentences = [_text(sentence, name) for sentence in _list(record, "text_list", name)]
@@ -325,7 +342,10 @@ def mmc4(record: Record, name: str = "") -> Document:
     for info in _list(record, "image_info", name):
         index = info.get("matched_text_index") if isinstance(info, Mapping) else None
         if not isinstance(index, int) or not 0 <= index < len(sentences):
-            raise Unusable(WRONG_LAYOUT, f"{name}: an image belongs to sentence {index!r:.100} of {len(sentences)}")
+            raise Unusable(
+                WRONG_LAYOUT,
+                f"{name}: matched_text_index is {index!r:.100}, not an index of the {len(sentences)} sentences",
+            )
         before.setdefault(index, []).append(_mmc4_image(info, record, name))
     parts: list[str | ImagePart] = []
     for index, sentence in enumerate(sentences):
@@ -350,10 +370,10 @@ def _mmc4_image(info: Record, record: Record, name: str) -> ImagePart:
 
 @_unwrapping
 def text(record: Record, name: str = "") -> Document:
-    """Plain text under `text`; other columns are left out."""
+    """Plain text under `text`. Other columns are ignored."""
     name = _name(record, name)
     if "text" not in record:
-        raise Unusable(WRONG_LAYOUT, f"{name}: it has the columns {_columns(record)}")
+        raise Unusable(WRONG_LAYOUT, f"{name}: the record has the columns {_columns(record)}, but not text")
     return _document([_text(record["text"], name)], name)
 
 
@@ -370,7 +390,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def _document(parts: Iterable[str | ImagePart], name: str, kind: DocumentKind | None = None) -> Document:
-    """Empty texts are left out."""
+    """Makes a document from its parts. Empty texts are dropped."""
     parts = tuple(part for part in parts if part != "")
     if not any(isinstance(part, str) and part.strip() for part in parts):
         raise Unusable("no text", name)
@@ -381,7 +401,7 @@ def _document(parts: Iterable[str | ImagePart], name: str, kind: DocumentKind | 
 
 
 def _image(value: Any, record: Record, name: str) -> ImagePart:
-    """An image as bytes, a path, a URL, a picture, or as datasets' Image gives it undecoded."""
+    """Reads an image that is given as bytes, a path, a URL, a PIL image, or an undecoded image of `datasets`."""
     if isinstance(value, Mapping):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if value is None:
@@ -390,12 +410,12 @@ def _image(value: Any, record: Record, name: str) -> ImagePart:
         value = os.path.join(record.get(FOLDER) or "", value)
     if isinstance(value, bytes | str | Image.Image):
         return ImagePart(value)
-    raise Unusable(WRONG_LAYOUT, f"{name}: an image is {value!r:.100}; it may be bytes, a path or a URL")
+    raise Unusable(WRONG_LAYOUT, f"{name}: an image is {value!r:.100}; give bytes, a path, a URL or a PIL image")
 
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise Unusable(WRONG_LAYOUT, f"{name}: a text is {value!r:.100}")
+        raise Unusable(WRONG_LAYOUT, f"{name}: a text is {value!r:.100}, not a string")
     return value
 
 
@@ -403,7 +423,8 @@ def _list(record: Record, column: str, name: str) -> list[Any]:
     value = record.get(column)
     if not isinstance(value, list):
         raise Unusable(
-            WRONG_LAYOUT, f"{name}: {column} is {value!r:.100}, not a list; it has the columns {_columns(record)}"
+            WRONG_LAYOUT,
+            f"{name}: {column} is {value!r:.100}, not a list; the record has the columns {_columns(record)}",
         )
     return value
 
@@ -417,6 +438,6 @@ def _first(record: Record, columns: Iterable[str]) -> Any:
 
 
 def _name(record: Record, name: str) -> str:
-    """Where the record comes from, and which one it is, where it says so."""
+    """The given name, followed by the record's own name or id if it has one."""
     own = _first(record, ("name", "__key__", "id", "url"))
     return ": ".join(part for part in (name, str(own) if isinstance(own, str | int) else "") if part)

@@ -1,4 +1,4 @@
-"""A mixture of sources as an endless stream of packed batches that can be left and taken up again anywhere."""
+"""Mixes several sources into an endless stream of packed batches, which can be resumed after any batch."""
 
 import json
 import random
@@ -19,7 +19,7 @@ from mm1_hf.data.records import Records, open_records
 
 Unit = Literal["rows", "documents", "tokens"]
 
-# What a batch carries beside the model's inputs; [`MM1Trainer`] takes both out.
+# Entries of a batch that are not inputs of the model. [`MM1Trainer`] removes both.
 SOURCES_KEY = "sources"
 STATE_KEY = "mixture_state"
 
@@ -27,11 +27,14 @@ STATE_KEY = "mixture_state"
 @dataclass(frozen=True)
 class Source:
     """
+    One data set of a mixture.
+
     Args:
-        name: for logs and messages.
-        dataset: its records, at hand or streamed; images not decoded, as [`mm1_hf.data.readers.read`] leaves them.
-        layout: what its records look like, a name in [`mm1_hf.data.layouts.LAYOUTS`].
-        weight: its share of the mixture, relative to the others'.
+        name: name of the source in logs and error messages.
+        dataset: the records, indexed or streamed, with images not decoded, as [`mm1_hf.data.readers.read`] returns
+            them.
+        layout: name of the layout of the records, a key of [`mm1_hf.data.layouts.LAYOUTS`].
+        weight: share of the source in the mixture, relative to the weights of the other sources.
     """
 
     name: str
@@ -42,32 +45,32 @@ class Source:
 
 class Mixture(IterableDataset):
     """
-    Packed batches without an end from several sources (MM1, section 3.3: every row is from one source, 45 % interleaved
-    documents, 45 % caption pairs and 10 % text).
+    An endless stream of packed batches from several sources (MM1, section 3.3: every row comes from one source; 45 %
+    are interleaved documents, 45 % caption pairs and 10 % text).
 
-    The next row is always from the source that is furthest behind its weight, so the shares hold from the start. Each
-    source begins a new pass, in another order, when it ends.
+    The next row always comes from the source that is furthest behind its weight, so that the shares are right from the
+    start. When a source ends, it begins a new epoch in another order.
 
-    The stream is made of `lanes` that each read, pack and mix for themselves; batch `i` of a rank comes from lane
-    `i % lanes`. Data workers share the lanes out, so the batches do not depend on how many workers there are, as long as
-    their number divides that of the lanes.
+    The stream consists of several lanes, each of which reads, packs and mixes independently. Batch `i` of a rank comes
+    from lane `i % lanes`. The lanes are divided among the data workers, so that the batches do not depend on the
+    number of workers, as long as this number divides the number of lanes.
 
-    A record that cannot become a document, and an example whose image turns out to be broken, is left out, counted and
-    reported; too many stop the run.
+    Records that cannot become a document, and examples with an image that turns out to be corrupt, are dropped,
+    counted and logged. Too many of them stop the run.
 
     Args:
-        sources: with positive weights and different names.
-        encoder: makes examples; its `sequence_length` and `max_images` are the rows'.
-        unit: what a weight counts: rows, documents or tokens (positions that are not padding).
-        seed: of every order.
-        lanes: see above.
-        window: records of a source that a lane packs together. More fill rows better, and take more memory: their text
-            as tokens and their images' files.
-        max_dropped_share: share of a source's records that may be unusable.
+        sources: the sources, with positive weights and different names.
+        encoder: turns documents into examples. Its `sequence_length` and `max_images` apply to the rows.
+        unit: what the weights count: rows, documents or tokens (positions that are not padding).
+        seed: seed of all random orders.
+        lanes: number of lanes.
+        window: number of records of a source that a lane packs together. More records fill the rows better, but take
+            more memory for their tokens and their image files.
+        max_dropped_share: largest share of a source's records that may be dropped.
 
     Raises:
-        ValueError: no source, one without records, two of one name, an unknown layout or unit, or a weight that is not
-            positive.
+        ValueError: there is no source, a source has no records, two sources have the same name, a layout or the unit
+            is unknown, or a weight is not positive.
     """
 
     def __init__(
@@ -97,34 +100,37 @@ class Mixture(IterableDataset):
 
     def split(self, rank: int, world_size: int, rows_per_batch: int) -> None:
         """
-        Says whose batches these are. Ranks that share one batch, as those of a tensor-parallel group, count as one.
+        Sets the rank that the batches are for. Ranks that share one batch, for example those of a tensor-parallel
+        group, count as one rank.
 
         Args:
-            rank: this one's number among those with data of their own.
-            world_size: how many they are.
-            rows_per_batch: of one batch of this rank.
+            rank: index of this rank, counted from 0.
+            world_size: number of ranks.
+            rows_per_batch: number of rows in one batch of this rank.
         """
         self.rank, self.world_size, self.rows_per_batch = rank, world_size, rows_per_batch
 
     @property
     def source_names(self) -> list[str]:
-        """The sources' names, by the numbers in a batch's `sources`."""
+        """The names of the sources. The numbers in `sources` of a batch are indices of this list."""
         return [source.name for source in self.sources]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """
-        Batches from the place of the state on: `input_ids`, `labels` and `segment_ids` `(rows, sequence)`, `pixel_values`
-        `(tiles, 3, tile, tile)` if there are images, `sources` `(rows,)` and, as JSON, the state once it is consumed.
+        Yields the batches after the last consumed one: `input_ids`, `labels` and `segment_ids` `(rows, sequence)`,
+        `pixel_values` `(tiles, 3, tile, tile)` if there are images, `sources` `(rows,)`, and `mixture_state`, the
+        state of the lane after the batch, as JSON.
 
         Raises:
-            ValueError: the number of data workers does not divide that of the lanes, or too much of a source is unusable.
+            ValueError: the number of data workers does not divide the number of lanes, or too many records of a source
+                were dropped.
         """
         worker = get_worker_info()
         number, first = (1, 0) if worker is None else (worker.num_workers, worker.id)
         if self.lanes % number:
             raise ValueError(
-                f"{number} data workers cannot share {self.lanes} lanes out evenly. Set dataloader_num_workers to a "
-                f"divisor of {self.lanes}, or the mixture's lanes to a multiple of {number}."
+                f"{number} data workers cannot share {self.lanes} lanes evenly. Set dataloader_num_workers to a "
+                f"divisor of {self.lanes}, or the number of lanes of the mixture to a multiple of {number}."
             )
         lanes: dict[int, _Lane] = {}
         batch = self._state["batches"] + first
@@ -138,7 +144,7 @@ class Mixture(IterableDataset):
             batch += number
 
     def packed_examples(self) -> Iterator[tuple[str, list[Example]]]:
-        """The rows that a single worker gives from the beginning on, as their source's name and their examples."""
+        """Yields the rows from the start of the stream, in order, each as the name of its source and its examples."""
         lanes = [_Lane(self, index, None) for index in range(self.lanes)]
         while True:
             for lane in lanes:
@@ -148,10 +154,10 @@ class Mixture(IterableDataset):
 
     def consumed(self, state: str) -> None:
         """
-        Notes that a batch was trained on. Batches come in their order.
+        Marks a batch as trained on. To be called for every batch, in the order of the stream.
 
         Args:
-            state: what the batch carries as `mixture_state`.
+            state: the value of `mixture_state` in the batch.
         """
         after = json.loads(state)
         self._state = {
@@ -160,7 +166,7 @@ class Mixture(IterableDataset):
         }
 
     def shares(self) -> dict[str, float]:
-        """Each source's observed share of what was consumed, in the mixture's unit."""
+        """The share of each source in the consumed batches, counted in the unit of the mixture."""
         amounts = dict.fromkeys(self.source_names, 0.0)
         for lane in self._state["lanes"].values():
             for name, amount in lane["amounts"].items():
@@ -169,7 +175,7 @@ class Mixture(IterableDataset):
         return {name: amount / total for name, amount in amounts.items()} if total else amounts
 
     def drops(self) -> Drops:
-        """What was left out of what was consumed."""
+        """The counts of the dropped records, up to the last consumed batch."""
         drops = Drops(max_share=1.0)
         for lane in self._state["lanes"].values():
             own = Drops(max_share=1.0)
@@ -192,18 +198,18 @@ class Mixture(IterableDataset):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The place after the last consumed batch, for JSON."""
+        """The position after the last consumed batch, in a form that JSON can hold."""
         return {**self._state, "mixture": self._signature()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
-        Goes to a place.
+        Continues at a saved position.
 
         Args:
-            state: what [`~Mixture.state_dict`] gave, here or in another process.
+            state: what [`~Mixture.state_dict`] returned, in this process or in another.
 
         Raises:
-            ValueError: the state is that of another mixture, of other settings or of another number of ranks.
+            ValueError: the state was saved with other sources, other settings, or another rank or number of ranks.
         """
         other = {
             name: (state["mixture"].get(name), value)
@@ -211,10 +217,13 @@ class Mixture(IterableDataset):
             if state["mixture"].get(name) != value
         }
         if other:
-            differences = "; ".join(f"{name}: {saved} there, {now} here" for name, (saved, now) in other.items())
+            differences = "; ".join(
+                f"{name}: {saved} in the checkpoint, {now} here" for name, (saved, now) in other.items()
+            )
             raise ValueError(
-                f"This checkpoint's data stream cannot be taken up by this mixture ({differences}). Continue with the "
-                "settings and the number of ranks that it began with, or start a new run from its weights."
+                "This mixture cannot resume the data stream of the checkpoint, because their settings differ "
+                f"({differences}). Resume with the settings and the number of ranks of the checkpoint, or start a new "
+                "run from its weights."
             )
         self._state = {"batches": state["batches"], "lanes": state["lanes"]}
 
@@ -222,18 +231,18 @@ class Mixture(IterableDataset):
 def _check(source: Source) -> None:
     if not source.weight > 0:
         raise ValueError(
-            f"The source {source.name} has the weight {source.weight}; give a positive one or leave it out."
+            f"The source {source.name} has the weight {source.weight}; give a positive weight or remove the source."
         )
     if source.layout not in LAYOUTS:
         raise ValueError(
             f"The source {source.name} has the layout {source.layout!r}; choose one of {', '.join(LAYOUTS)}."
         )
     if isinstance(source.dataset, datasets.Dataset) and not len(source.dataset):
-        raise ValueError(f"The source {source.name} is empty; give it records or leave it out.")
+        raise ValueError(f"The source {source.name} is empty; give it records or remove it.")
 
 
 def _collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    # The order matters: accelerate takes a batch's size from its first entry.
+    # input_ids must come first: accelerate reads the batch size from the first entry.
     batch = {name: torch.stack([row[name] for row in rows]) for name in ("input_ids", "labels", "segment_ids")}
     tiles = [row["pixel_values"] for row in rows if "pixel_values" in row]
     if tiles:
@@ -242,7 +251,7 @@ def _collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 class _Lane:
-    """A mixture of its own, over its share of every source."""
+    """An independent reader of the stream. It mixes its own part of the records of every source."""
 
     def __init__(self, mixture: Mixture, index: int, state: dict[str, Any] | None):
         self.mixture = mixture
@@ -258,7 +267,7 @@ class _Lane:
             )
             for source in mixture.sources
         ]
-        # Lanes that all began with the same source would make long runs of it.
+        # If all lanes began with the same source, the stream would begin with a long run of rows from that source.
         draw = random.Random(f"{mixture.seed} {reader}")
         scale = mixture.encoder.sequence_length if mixture.unit == "tokens" else 1
         self.head_start = [scale * draw.random() for _ in self.sources]
@@ -301,15 +310,15 @@ def _amount(examples: Sequence[Example], unit: Unit) -> int:
 
 class _PackedSource:
     """
-    Rows of one source. A window of records is packed at once; the examples of rows that stay too empty wait for the next
-    window. So two windows, a few numbers and the rows already given out are all that there is to remember: reading the
-    windows again gives the same rows.
+    Yields packed rows of one source. A window of records is packed at once, and the examples of rows that would be too
+    empty wait for the next window. To resume, the last two windows are read again, which gives the same rows. So the
+    state is only where these windows begin, which examples wait, and how many rows were already returned.
     """
 
     def __init__(self, source: Source, records: Records, mixture: Mixture, drops: Drops, seed: str):
         self.source, self.records, self.drops, self.seed = source, records, drops, seed
         self.encoder, self.window = mixture.encoder, mixture.window
-        # By the record's place in its window and the piece's in the document.
+        # The key is the index of the record in its window, and the index of the piece in its document.
         self.waiting: dict[tuple[int, int], Example] = {}
         self.waiting_from = self.window_from = records.state_dict()
         self.rows: list[list[Example]] = []
@@ -385,7 +394,7 @@ class _PackedSource:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        # What is read again was counted the first time.
+        # The records that are read again here were already counted when they were first read.
         uncounted = Drops(max_share=1.0)
         self.windows, self.waiting_from, self.window_from = (
             state["windows"],

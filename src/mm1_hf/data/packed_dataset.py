@@ -1,4 +1,4 @@
-"""A data set of conversations as packed rows that are counted, shuffled and dealt out like any other data set's."""
+"""Packs conversations into a data set of rows, which can be counted and shuffled like any other data set."""
 
 from dataclasses import replace
 
@@ -16,18 +16,19 @@ from mm1_hf.data.readers import undecoded
 
 class PackedDataset(Dataset):
     """
-    Rows of whole conversations, packed once. Texts are kept as tokens; images are read when their row is.
+    Rows of whole conversations, packed once, when the data set is made. The tokens of all rows are kept in memory; the
+    images of a row are read when the row is read.
 
     Args:
-        dataset: its records, in TRL's columns.
-        encoder: makes examples; its `sequence_length` and `max_images` are the rows'.
-        layout: what its records look like, a name in [`mm1_hf.data.layouts.LAYOUTS`].
-        seed: of the order in which records are packed.
-        window: records that are packed together.
+        dataset: the records, by default in TRL's columns.
+        encoder: turns documents into examples. Its `sequence_length` and `max_images` apply to the rows.
+        layout: name of the layout of the records, a key of [`mm1_hf.data.layouts.LAYOUTS`].
+        seed: seed of the random order in which the records are packed.
+        window: number of records that are packed together.
 
     Raises:
-        ValueError: a record that cannot be used, by its number: one that is longer than a row, has another number of images
-            than of places for them, or nothing to learn from.
+        ValueError: a record cannot be used: it is longer than a row, has another number of images than of places for
+            them, or has nothing to learn from. The message names the index of the record.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class PackedDataset(Dataset):
             waiting = [pool[item] for item in packing.left]
 
     def _examples(self, indices: list[int]) -> list[Example]:
-        """The records' examples without their images, which are not to stay in memory."""
+        """The examples of the records, without their images, which would take too much memory."""
         try:
             documents = [self.layout(self.dataset[index], f"record {index}") for index in indices]
             examples = []
@@ -70,7 +71,7 @@ class PackedDataset(Dataset):
                     raise encoded
                 example, *rest = encoded
                 if rest:
-                    raise Unusable("text longer than a row", f"{example.name} is cut into {len(encoded)} pieces")
+                    raise Unusable("text longer than a row", f"{example.name} would be cut into {len(encoded)} pieces")
                 examples.append(replace(example, images=()))
         except Unusable as reason:
             raise ValueError(f"The data set cannot be packed: {reason}.") from reason
@@ -82,11 +83,11 @@ class PackedDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """
         Args:
-            index: of the row.
+            index: index of the row, counted from 0.
 
         Returns:
-            `input_ids`, `labels` and `segment_ids` `(sequence,)`, and `pixel_values` `(tiles, 3, tile, tile)` if there are
-            images.
+            `input_ids`, `labels` and `segment_ids` `(sequence,)`, and `pixel_values` `(tiles, 3, tile, tile)` if there
+            are images.
         """
         row = self.rows[index]
         pixels = []

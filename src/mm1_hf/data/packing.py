@@ -1,4 +1,4 @@
-"""Packing: which examples share a row, and the row that they make."""
+"""Packing: chooses which examples share a row, and builds the rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,11 @@ from mm1_hf.data.examples import Example
 @dataclass(frozen=True)
 class Packing:
     """
+    The result of [`pack`].
+
     Args:
-        rows: the items of each row, by their index.
-        left: items that would have left a row too empty, to be packed with what comes next.
+        rows: for each row, the indices of its items.
+        left: indices of the items whose rows would have been too empty. They can be packed with the next items.
     """
 
     rows: list[list[int]]
@@ -32,22 +34,24 @@ def pack(
     full: float = 0.98,
 ) -> Packing:
     """
-    Best-fit decreasing over a window of items, in positions and images at once: the largest item goes first, each to the
-    fullest row that has room for it.
+    Packs a window of items by best-fit decreasing, limited in both positions and images: the items are taken from the
+    largest to the smallest, and each goes to the fullest row that has room for it.
 
     Args:
-        lengths: positions of each item.
-        images: images of each item.
-        sequence_length: positions of a row.
-        max_images: images of a row at most; unset, any number.
-        due: the first so many items were left before, and get a row now whatever its share.
-        full: share of a row's positions, or of its images, from which it is given out.
+        lengths: number of positions of each item.
+        images: number of images of each item.
+        sequence_length: number of positions of a row.
+        max_images: largest number of images in a row. If unset, there is no limit.
+        due: number of items, counted from the first, that a previous call left over. Their rows are always returned,
+            however empty they are.
+        full: a row counts as full, and is returned, if at least this share of its positions, or of `max_images`, is
+            used.
 
     Returns:
-        Every item once: in a row or among those left.
+        The rows, and the items left over. Every item is in one of the two, exactly once.
 
     Raises:
-        ValueError: an item larger than a row.
+        ValueError: an item is larger than a row.
 
     Example:
 
@@ -63,8 +67,9 @@ def pack(
     for index, (length, number) in enumerate(zip(lengths, images, strict=True)):
         if length > sequence_length or number > places:
             raise ValueError(
-                f"Item {index} has {length} positions and {number} images, and a row {sequence_length} and {places}; cut or "
-                "leave out what is larger than a row before packing."
+                f"Item {index} has {length} positions and {number} images, but a row holds at most {sequence_length} "
+                f"and {'any number of' if max_images is None else max_images} images. Cut or drop larger items before "
+                "packing."
             )
     size = np.maximum(np.array(lengths) / sequence_length, np.array(images) / places)
     room = np.empty(len(lengths), dtype=np.int64)
@@ -96,14 +101,15 @@ def pack(
 
 def build_row(examples: Sequence[Example], sequence_length: int) -> dict[str, torch.Tensor]:
     """
-    The examples as one row.
+    Builds one row from examples, one after the other.
 
     Args:
-        examples: at least one; together they fit the row.
-        sequence_length: positions of the row.
+        examples: at least one example. Together they must fit into the row.
+        sequence_length: number of positions of the row.
 
     Returns:
-        `input_ids`, `labels` and `segment_ids` `(sequence,)`, with padding at the end: labels -100, segment 0.
+        `input_ids`, `labels` and `segment_ids` `(sequence,)`. The segments are numbered from 1. The padding at the end
+        has label -100 and segment 0.
     """
     input_ids = torch.zeros(sequence_length, dtype=torch.long)
     labels = torch.full((sequence_length,), IGNORED)

@@ -1,4 +1,4 @@
-"""Data sets here and on the Hub, read by `datasets`."""
+"""Reads data sets from local files or from the Hub, with `datasets`."""
 
 import glob
 import os
@@ -26,10 +26,12 @@ from mm1_hf.data.documents import Unusable
 from mm1_hf.data.layouts import CORRUPT_ARCHIVE, FOLDER, LAYOUTS, LINE, WRONG_LAYOUT
 
 
-# Of a folder with files of several formats, the first of these is read: pictures and notes lie beside data.
+# Where a folder holds files of several formats, only the format that comes first in this list is read: images and
+# notes often lie beside the data.
 FORMATS = ("parquet", "arrow", "jsonl", "ndjson", "tar", "json", "csv", "tsv", "txt")
 
-# What is not UTF-8 becomes an escape that JSON does not know, and so a broken line.
+# Bytes that are not UTF-8 become an escape that JSON does not allow. So only their line is refused, as a corrupt
+# record.
 _LINES: dict[str, Any] = {
     "sample_by": "line",
     "encoding_errors": "backslashreplace",
@@ -46,27 +48,33 @@ def read(
     path_or_id: str | os.PathLike[str], layout: str, *, split: str = "train", streaming: bool = False, **options: Any
 ) -> Dataset | IterableDataset:
     """
-    A data set's records, for the layout `LAYOUTS[layout]` to make documents of. Images are not decoded: they stay bytes,
-    paths or URLs, and datasets' Image gives `{"bytes", "path"}`.
+    Reads the records of a data set, which the function `LAYOUTS[layout]` can turn into documents. Images are not
+    decoded: they stay bytes, paths or URLs, and a column of the `Image` type of `datasets` gives `{"bytes", "path"}`.
 
     Args:
-        path_or_id: a file of parquet, Arrow, JSON lines, JSON, CSV, WebDataset tar or plain text, a folder of such files, a
-            pattern (`"shards/*.tar"`), or a data set's id on the Hub. Files whose path from there names a split (`train`,
-            `validation`, `test` or a short form of it as a word) belong to it, and with any such file only they are read;
-            otherwise all files are `train`. A plain-text file is one document, unless `sample_by="line"` or `"paragraph"`.
-        layout: what the records are, a name in [`LAYOUTS`]. The first records are tried.
-        split: one of the data set's splits. Without streaming, also a slice such as `"train[:1%]"`.
-        streaming: records in their order, as they come. Otherwise, and for a JSON file that is one list, they are first
-            written to `datasets`' cache, and can be read in any order.
-        options: for `datasets.load_dataset_builder`, such as `name`, `data_files`, `revision`, `cache_dir`.
+        path_or_id: a file (parquet, Arrow, JSON lines, JSON, CSV, TSV, WebDataset tar or plain text), a folder of such
+            files, a glob pattern (`"shards/*.tar"`), or the id of a data set on the Hub. A local file belongs to a
+            split if its path inside the folder contains the name of the split (`train`, `validation`, `test`, or a
+            variant such as `val`) as a word. If no file names a split, all files belong to `train`; otherwise files
+            that name none are not read. A plain-text file is one document, unless `sample_by="line"` or
+            `sample_by="paragraph"` is given.
+        layout: name of the layout of the records, a key of [`LAYOUTS`]. It is tried on the first ten records.
+        split: the split to read. Without streaming, a slice of a split is possible too, for example `"train[:1%]"`.
+        streaming: whether to yield the records in the order of the files, while these are being read. Otherwise, and
+            always for JSON files, which may be one single list, all records are first written to the cache of
+            `datasets` and can then be read in any order.
+        options: keyword arguments of `datasets.load_dataset_builder`, for example `name`, `data_files`, `revision` or
+            `cache_dir`. For tar archives they go to `datasets.Dataset.from_generator`, and are ignored when streaming.
 
     Returns:
-        The records. Those of local files have their folder (if there are several, the one that holds them all) under
-        `__folder__`, from which layouts take relative paths. Those of JSON lines are whole lines under `__line__`, and those
-        of archives their files under `__files__`, so that a broken one is a record that its layout refuses.
+        The records. A record of local files holds their folder under `__folder__` (the folder that contains them all,
+        if there are several), and layouts resolve relative paths from there. A line of JSON lines is kept as text
+        under `__line__`, and a sample of an archive is kept as its files under `__files__`: so a corrupt line or
+        sample is a record that the layout refuses, and does not end the reading.
 
     Raises:
-        ValueError: there is no such layout, file or split, the data cannot be read, are of another layout or empty.
+        ValueError: the layout, the files or the split do not exist, or the data cannot be read, have another layout or
+            hold no records.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"There is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
@@ -79,7 +87,7 @@ def read_records(
     path_or_id: str | os.PathLike[str], *, split: str = "train", streaming: bool = False, **options: Any
 ) -> Dataset | IterableDataset:
     """
-    A data set's records whatever they are, as [`read`] gives those of a layout.
+    Reads the records of a data set as [`read`] does, without checking them against a layout.
 
     Args:
         path_or_id: see [`read`].
@@ -88,7 +96,7 @@ def read_records(
         options: see [`read`].
 
     Raises:
-        ValueError: there is no such file or split, or the data cannot be read or are empty.
+        ValueError: the files or the split do not exist, or the data cannot be read or hold no records.
     """
     return _read(path_or_id, split, streaming, options)[0]
 
@@ -96,7 +104,7 @@ def read_records(
 def _read(
     path_or_id: str | os.PathLike[str], split: str, streaming: bool, options: dict[str, Any]
 ) -> tuple[Dataset | IterableDataset, list[dict[str, Any]]]:
-    """The records, and the first of them once more."""
+    """The records, and a list of the first ten of them."""
     source = os.fspath(path_or_id)
     files = _local_files(source)
     try:
@@ -105,19 +113,19 @@ def _read(
         else:
             dataset = _open_files(files, split, streaming, options)
         first = list(islice(dataset, 10))
-    # What datasets raises for an empty file.
+    # datasets raises these errors for an empty file.
     except (StopIteration, IndexError):
         first = []
     except Exception as error:
         cause = error.__cause__ or error
         raise ValueError(f"{path_or_id} cannot be read: {type(cause).__name__}: {cause}") from error
     if not first:
-        raise ValueError(f"{path_or_id} has no records in {split!r}.")
+        raise ValueError(f"{path_or_id} has no records in the split {split!r}. Give another split or other files.")
     return dataset, first
 
 
 def _local_files(path: str) -> dict[str, list[str]] | None:
-    """The data files of each split, or `None` for what is an id on the Hub."""
+    """The data files of each split, or `None` if the path is an id on the Hub."""
     path = os.path.expanduser(path)
     root = path if os.path.isdir(path) else os.path.dirname(path)
     if os.path.isdir(path):
@@ -130,14 +138,17 @@ def _local_files(path: str) -> dict[str, list[str]] | None:
     else:
         found = [path] if os.path.isfile(path) else []
     if not found:
-        # An id is `name` or `user/name`.
+        # An id on the Hub is `name` or `user/name`.
         if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) and not os.path.exists(path) and _format(path) is None:
             return None
-        raise ValueError(f"There is no data file at {path}; give files of {', '.join(FORMATS)}.")
+        raise ValueError(f"There is no data file at {path}. Give files of these formats: {', '.join(FORMATS)}.")
     if unknown := [file for file in found if _format(file) is None]:
-        raise ValueError(f"{unknown[0]} is no file of {', '.join(FORMATS)}.")
+        raise ValueError(f"{unknown[0]} cannot be read. Give files of these formats: {', '.join(FORMATS)}.")
     if len(formats := {str(_format(file)) for file in found}) > 1:
-        raise ValueError(f"{path} matches files of several formats: {', '.join(sorted(formats))}. Name one.")
+        raise ValueError(
+            f"{path} matches files of several formats: {', '.join(sorted(formats))}. Give a pattern "
+            "that matches files of one format only."
+        )
     splits: dict[str, list[str]] = {}
     for file in map(os.path.abspath, found):
         words = set(re.split(r"[^a-z]+", os.path.relpath(file, root or ".").lower()))
@@ -148,7 +159,7 @@ def _local_files(path: str) -> dict[str, list[str]] | None:
 
 
 def _format(file: str) -> str | None:
-    """A file's format by its extensions, of which the last may be that of a compression."""
+    """The format that a file's extension names, if any. A compression's extension, for example `.gz`, may follow."""
     match = re.search(r"\.(\w+)(\.(gz|bz2|xz|zst|lz4))?$", file.lower())
     return match[1] if match and match[1] in FORMATS else None
 
@@ -158,7 +169,7 @@ def _open_files(
 ) -> Dataset | IterableDataset:
     name = split.partition("[")[0]
     if name not in files:
-        raise ValueError(f"there is no split {name!r}; the files give {', '.join(files)}")
+        raise ValueError(f"there is no split {name!r}; the splits of the files are {', '.join(files)}")
     folder = os.path.commonpath([os.path.dirname(file) for file in files[name]])
     kind = _format(files[name][0])
     if kind == "tar":
@@ -170,9 +181,10 @@ def _open_files(
     elif kind == "txt":
         options = {"sample_by": "document"} | options
     builder = load_dataset_builder(source, **options)
-    # Those of an earlier reading, from the cache, would give a stream steps that its saved place does not know.
+    # If the cache holds this data set already, the builder knows its features, and a stream of known features has one
+    # more internal step. A position that was saved without that step could not be loaded.
     builder.info.features = options.get("features")
-    # JSON that is one list cannot be read in pieces.
+    # A JSON file may be one list, which cannot be read piece by piece.
     dataset = _open(builder, split, streaming and kind != "json")
     if kind in ("jsonl", "ndjson"):
         dataset = dataset.rename_column("text", LINE)
@@ -182,14 +194,14 @@ def _open_files(
 
 
 def _open(builder: DatasetBuilder, split: str, streaming: bool) -> Dataset | IterableDataset:
-    """With every image left as its bytes or path."""
+    """A split of a data set, with every image left as its bytes or path."""
     if streaming:
         stream = cast(IterableDataset, builder.as_streaming_dataset(split))
-        # Unknown for formats that hold no images.
+        # Features may be unknown (`None`), but only for formats that hold no images.
         without_pixels = undecoded(stream.features)
         return stream if without_pixels == stream.features else stream.cast(without_pixels)
     builder.download_and_prepare()
-    # Not by a cast afterwards, which writes lists of images once more.
+    # Changed before the data set is opened, because a cast afterwards would write lists of images to the cache again.
     builder.info.features = undecoded(builder.info.features)
     return cast(Dataset, builder.as_dataset(split))
 
@@ -208,10 +220,10 @@ def _open_archives(
 
 def undecoded(feature: Any) -> Any:
     """
-    A data set's feature with every image left as its bytes or path.
+    Changes a feature of a data set so that its images are left as their bytes or paths.
 
     Args:
-        feature: one, or features by their names.
+        feature: a feature, or a dictionary of features by their names.
     """
     if isinstance(feature, Image):
         return Image(mode=feature.mode, decode=False)
@@ -234,8 +246,8 @@ def _try_layout(records: list[dict[str, Any]], layout: str, name: str) -> None:
         raise ValueError(f"{name} cannot be read: {errors[0].detail}")
     if reasons == {WRONG_LAYOUT}:
         raise ValueError(
-            f"{name} is not of the layout {layout!r}: {errors[0].detail}. See mm1_hf.data.layouts for what the layouts "
-            f"{', '.join(LAYOUTS)} read."
+            f"{name} is not of the layout {layout!r}: {errors[0].detail}. Choose the "
+            f"layout that fits; mm1_hf.data.layouts describes what each reads: {', '.join(LAYOUTS)}."
         )
 
 
@@ -243,7 +255,7 @@ def _with_folder(dataset: Dataset | IterableDataset, folder: str) -> Dataset | I
     if isinstance(dataset, IterableDataset):
         features = None if dataset.features is None else Features(dataset.features | {FOLDER: Value("string")})
         return dataset.map(_add_folder, fn_kwargs={"folder": folder}, features=features)
-    # One chunk, many times: the folder costs no memory for each record.
+    # The column repeats one chunk, so that the folder is not stored in memory for every record.
     chunk = pa.array([folder] * 1000)
     whole, rest = divmod(len(dataset), 1000)
     column = pa.chunked_array([chunk] * whole + [chunk.slice(0, rest)])

@@ -1,4 +1,4 @@
-"""Records of a source without an end: pass after pass, each in its own order, from any place in it."""
+"""Reads the records of a source endlessly: epoch after epoch, each in its own order, resumable at any record."""
 
 import zlib
 from collections.abc import Iterator
@@ -11,22 +11,22 @@ from datasets.distributed import split_dataset_by_node
 
 
 class Records(Protocol):
-    """One reader's share of a source, over and over."""
+    """The records that one reader gets from a source, without end."""
 
     def read(self) -> tuple[dict[str, Any], str]:
-        """The next record, and where it stands, for messages."""
+        """The next record, and a description of its position for error messages."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The place of the next record, for JSON."""
+        """The position of the next record, in a form that JSON can hold."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
-        Goes to a place.
+        Continues reading at a saved position.
 
         Args:
-            state: what `state_dict` gave.
+            state: what `state_dict` returned.
         """
         ...
 
@@ -35,12 +35,14 @@ def open_records(
     dataset: datasets.Dataset | datasets.IterableDataset, name: str, *, seed: int, reader: int, readers: int
 ) -> Records:
     """
+    Opens one reader's share of a source.
+
     Args:
-        dataset: with records at hand, or a stream.
-        name: the source's.
-        seed: of the order of every pass.
-        reader: which of the readers this is.
-        readers: among how many the source is dealt out, each record to one of them.
+        dataset: the records of the source, indexed or streamed.
+        name: name of the source.
+        seed: seed of the order of every epoch.
+        reader: index of this reader, counted from 0.
+        readers: number of readers that share the source. In each epoch, every record goes to exactly one of them.
     """
     seed = zlib.crc32(f"{seed} {name}".encode())
     if isinstance(dataset, datasets.Dataset):
@@ -55,8 +57,8 @@ def _order(number: int, seed: int, epoch: int) -> np.ndarray:
 
 class _IndexedRecords:
     """
-    Every pass has its own random order. The readers take turns in the line of all passes, so that none is left without
-    records, however few there are.
+    Every epoch has its own random order. The readers take turns over the sequence of all epochs, so that each of them
+    gets records even if there are more readers than records.
     """
 
     def __init__(self, dataset: datasets.Dataset, name: str, seed: int, reader: int, readers: int):
@@ -79,8 +81,9 @@ class _IndexedRecords:
 
 class _StreamedRecords:
     """
-    A stream is dealt out by its shards where they divide among the readers, else every reader skips what is another's.
-    Its shards come in another order in every pass, their records in their own.
+    The shards of a stream are distributed over the readers if their number is a multiple of the number of readers.
+    Otherwise every reader reads all shards and skips the records of the other readers. The order of the shards changes
+    from epoch to epoch; the order of the records inside a shard does not.
     """
 
     def __init__(self, dataset: datasets.IterableDataset, name: str, seed: int, reader: int, readers: int):
@@ -90,9 +93,9 @@ class _StreamedRecords:
         self.iterator = self._begin()
 
     def _begin(self) -> Iterator[dict[str, list]]:
-        # datasets shuffles the shards of every epoch but 0.
+        # datasets shuffles the shards in every epoch except 0.
         self.dataset.set_epoch(1 + self.seed + self.epoch)
-        # Not iter(): inside a data worker it would deal the records out once more, among the workers.
+        # Python's iter() would, inside a data worker, split the records once again among the workers.
         return self.dataset.iter(batch_size=1)
 
     def read(self) -> tuple[dict[str, Any], str]:
@@ -100,8 +103,8 @@ class _StreamedRecords:
         if batch is None:
             if not self.taken:
                 raise ValueError(
-                    f"The stream {self.name} has no record for reader {self.reader} of {self.readers}. Load it without "
-                    "streaming, or read it with fewer ranks or lanes."
+                    f"The stream {self.name} has no record for reader {self.reader} of {self.readers}. Load it "
+                    "without streaming, or read it with fewer ranks or lanes."
                 )
             self.epoch, self.taken = self.epoch + 1, 0
             self.dataset.load_state_dict({"epoch": None})
@@ -109,7 +112,7 @@ class _StreamedRecords:
             return self.read()
         self.taken += 1
         record = {column: values[0] for column, values in batch.items()}
-        return record, f"record {self.taken} of pass {self.epoch + 1} over {self.name}, reader {self.reader}"
+        return record, f"record {self.taken} of reader {self.reader} in epoch {self.epoch + 1} of {self.name}"
 
     def state_dict(self) -> dict[str, Any]:
         stream = self.dataset.state_dict() if self.taken else None

@@ -1,4 +1,4 @@
-"""Short answers to questions about pictures, in batches."""
+"""Generates short answers to questions about images, in batches."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,18 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from mm1_hf.evaluation.modes import evaluation_mode
 from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
 from mm1_hf.model.processing_mm1 import MM1Processor
 
 
 def question_messages(question: str, answer: str | None = None) -> list[dict]:
     """
-    A question about one picture as a chat, with its answer for training.
+    Writes a question about one image as a chat.
 
     Args:
         question: the question.
-        answer: the answer; unset, the chat ends with the question.
+        answer: the answer, for training; if `None`, the chat ends with the question.
 
     Example:
 
@@ -45,21 +46,22 @@ def answer(
     description: str | None = None,
 ) -> list[str]:
     """
-    Answers questions greedily.
+    Answers questions about images by greedy decoding.
 
     Args:
-        model: in evaluation mode.
-        processor: the model's own.
-        pairs: pictures with a question each.
-        max_new_tokens: longest answer in tokens.
-        batch_size: questions that are answered at once.
-        description: label of the progress bar; without one there is no bar.
+        model: the model; it answers in evaluation mode, and is left in the mode it was in.
+        processor: the model's processor.
+        pairs: pairs of an image and a question about it.
+        max_new_tokens: maximum length of an answer in tokens.
+        batch_size: number of questions per batch.
+        description: label of the progress bar; if `None`, no bar is shown.
 
     Returns:
-        The answers, in the questions' order, without special tokens.
+        The answers in the order of the questions, without special tokens.
     """
     answers = []
-    with tqdm(total=len(pairs), desc=description, unit="question", disable=description is None) as bar:
+    bar = tqdm(total=len(pairs), desc=description, unit="question", disable=description is None)
+    with evaluation_mode(model), bar:
         for start in range(0, len(pairs), batch_size):
             chunk = pairs[start : start + batch_size]
             inputs = processor.apply_chat_template(

@@ -1,4 +1,4 @@
-"""What a model sees: how much likelier it finds a caption beside its own picture than beside another's."""
+"""Measures how much a model uses images: how much lower a caption's loss is with its own image than with another."""
 
 import random
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from mm1_hf.data.documents import Document, ImagePart, Unusable
 from mm1_hf.data.examples import ExampleEncoder
 from mm1_hf.data.packing import build_row
+from mm1_hf.evaluation.modes import evaluation_mode
 from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
 from mm1_hf.model.processing_mm1 import MM1Processor
 
@@ -19,13 +20,13 @@ from mm1_hf.model.processing_mm1 import MM1Processor
 @dataclass(frozen=True)
 class ImageGain:
     """
-    Losses in nats per token, averaged over captions.
+    Losses of captions in nats per token, averaged over the captions.
 
     Args:
-        right: beside the caption's own picture.
-        shuffled: beside another caption's.
-        standard_error: of the mean difference, over the captions.
-        captions: their number.
+        right: loss with each caption's own image.
+        shuffled: loss with the image of another caption.
+        standard_error: standard error of the mean difference between the two losses.
+        captions: number of captions.
     """
 
     right: float
@@ -35,13 +36,13 @@ class ImageGain:
 
     @property
     def gain(self) -> float:
-        """What seeing the picture saves."""
+        """By how much the right image lowers the loss, in nats per token."""
         return self.shuffled - self.right
 
     def __str__(self) -> str:
         return (
-            f"{self.captions} captions: loss {self.right:.3f} with their pictures, {self.shuffled:.3f} with others'; "
-            f"gain {self.gain:.3f}, {self.gain / self.standard_error:.1f} standard errors"
+            f"{self.captions} captions: loss {self.right:.3f} with their own images, {self.shuffled:.3f} with "
+            f"shuffled images; gain {self.gain:.3f}, which is {self.gain / self.standard_error:.1f} standard errors"
         )
 
 
@@ -54,31 +55,29 @@ def image_gain(
     seed: int = 0,
 ) -> ImageGain:
     """
-    Measures captions that the model was not trained on beside their own pictures and beside shuffled ones. No caption keeps
-    its own picture.
+    Measures the loss of captions with their own images and with shuffled images. The captions should not be ones that
+    the model was trained on.
 
     Args:
-        model: as it was pre-trained, before any chat.
-        processor: the model's own.
-        pairs: pictures, or their files, with their captions; two or more.
-        batch_size: pairs of one forward pass.
-        seed: of the shuffling.
+        model: a pre-trained model that has not been fine-tuned on chats; it is left in the mode it was in.
+        processor: the model's processor.
+        pairs: two or more pairs of an image, or its file, and a caption.
+        batch_size: number of pairs per forward pass.
+        seed: seed of the shuffle, which leaves no caption with its own image.
 
     Raises:
-        ValueError: fewer than two pairs.
-        Unusable: a picture that is broken.
+        ValueError: there are fewer than two pairs.
+        Unusable: an image is broken, or a caption has no text.
     """
     if len(pairs) < 2:
         raise ValueError(
-            f"Pictures are shuffled among captions, and {len(pairs)} is too few for that; give two or more."
+            f"{len(pairs)} pair(s) of an image and a caption are too few to shuffle the images; give two or more."
         )
     order = random.Random(seed).sample(range(len(pairs)), len(pairs))
     other = dict(zip(order, order[1:] + order[:1], strict=True))
     shuffled = [(pairs[other[index]][0], caption) for index, (_, caption) in enumerate(pairs)]
-    right_losses = caption_losses(model, processor, pairs, batch_size=batch_size, description="Own pictures")
-    shuffled_losses = caption_losses(
-        model, processor, shuffled, batch_size=batch_size, description="Shuffled pictures"
-    )
+    right_losses = caption_losses(model, processor, pairs, batch_size=batch_size, description="Own images")
+    shuffled_losses = caption_losses(model, processor, shuffled, batch_size=batch_size, description="Shuffled images")
     difference = shuffled_losses - right_losses
     return ImageGain(
         right=right_losses.mean().item(),
@@ -98,22 +97,22 @@ def caption_losses(
     description: str | None = None,
 ) -> torch.Tensor:
     """
-    Each caption's loss behind its picture, as pre-training sees it: the caption and the end of text.
+    Computes the loss of each caption after its image. As in pre-training, the targets are the caption and the end of
+    text.
 
     Args:
-        model: as it was pre-trained, before any chat.
-        processor: the model's own.
-        pairs: pictures, or their files, with captions.
-        batch_size: pairs of one forward pass.
+        model: a pre-trained model that has not been fine-tuned on chats; it is left in the mode it was in.
+        processor: the model's processor.
+        pairs: pairs of an image, or its file, and a caption.
+        batch_size: number of pairs per forward pass.
         description: label of the progress bar.
 
     Returns:
-        `(pairs,)`, nats per token, float32.
+        Loss of each caption in nats per token, `(pairs,)`, float32.
 
     Raises:
-        Unusable: a picture that is broken, or a caption without text.
+        Unusable: an image is broken, or a caption has no text.
     """
-    model.eval()
     limit = model.config.get_text_config().max_position_embeddings
     encoder = ExampleEncoder(processor, limit)
     losses = []
@@ -131,11 +130,12 @@ def caption_losses(
         rows = [build_row([example], length) for example in examples]
         batch = {name: torch.stack([row[name] for row in rows]).to(model.device) for name in rows[0]}
         pixels = torch.cat([encoder.pixel_values(example) for example in examples])
-        logits = model(
-            input_ids=batch["input_ids"],
-            attention_mask=(batch["segment_ids"] > 0).long(),
-            pixel_values=pixels.to(model.device, model.dtype),
-        ).logits
+        with evaluation_mode(model):
+            logits = model(
+                input_ids=batch["input_ids"],
+                attention_mask=(batch["segment_ids"] > 0).long(),
+                pixel_values=pixels.to(model.device, model.dtype),
+            ).logits
         targets = batch["labels"][:, 1:]
         loss = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
         losses.append(loss.sum(dim=1) / (targets != -100).sum(dim=1))

@@ -1,4 +1,4 @@
-"""Regions drawn on their picture."""
+"""Draws regions on an image."""
 
 from collections.abc import Sequence
 
@@ -7,27 +7,30 @@ from PIL import Image, ImageDraw, ImageFont
 from mm1_hf.grounding.regions import Box, Region
 
 
-# Okabe and Ito's, which the colour-blind can tell apart.
+# The colours of Okabe and Ito, which colour-blind readers can distinguish.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
 
 
 def draw_regions(image: Image.Image, regions: Sequence[Region], labels: Sequence[str] | None = None) -> Image.Image:
     """
-    A copy of a picture with regions drawn on it, boxes as outlines and points as discs, each in a colour of its own.
+    Returns a copy of an image with regions drawn on it, boxes as outlines and points as discs. Regions have different
+    colours, which repeat after seven regions.
 
     Args:
-        image: any Pillow picture.
-        regions: in its pixels.
-        labels: what is written beside each.
+        image: any Pillow image.
+        regions: the regions, in pixels of the image.
+        labels: the text to write beside each region; unset, none.
 
     Returns:
-        The copy, RGB.
+        The copy, in RGB.
 
     Raises:
-        ValueError: labels and regions differ in number.
+        ValueError: the numbers of labels and regions differ.
     """
     if labels is not None and len(labels) != len(regions):
-        raise ValueError(f"There are {len(labels)} labels for {len(regions)} regions; give one for each, or none.")
+        raise ValueError(
+            f"There are {len(labels)} labels for {len(regions)} regions; pass one label for each region, or no labels."
+        )
     drawn = image.convert("RGB")
     if drawn is image:
         drawn = image.copy()
@@ -49,7 +52,7 @@ def draw_regions(image: Image.Image, regions: Sequence[Region], labels: Sequence
 
 
 def _write(pen: ImageDraw.ImageDraw, corner, text: str, colour: str, font, size: tuple[int, int]) -> None:
-    """A label on its own ground, moved into the picture."""
+    """Writes a label on a filled rectangle, which is moved to lie inside the image."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     x = max(0, min(corner[0], size[0] - (right - left) - 4))
     y = max(0, min(corner[1], size[1] - (bottom - top) - 4))

@@ -1,4 +1,4 @@
-"""Points and boxes in a picture, how far two boxes agree, and how many of the right ones were found."""
+"""Points and boxes in an image, the IoU of two boxes, and the recall of predicted boxes."""
 
 import random
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 class Point(NamedTuple):
     """
-    A place in a picture. Where nothing else is said, in pixels from its top left corner.
+    A position in an image, in pixels from its upper left corner unless stated otherwise.
 
     Args:
-        x: to the right.
-        y: down.
+        x: distance from the left side.
+        y: distance from the upper side.
     """
 
     x: float
@@ -20,13 +20,13 @@ class Point(NamedTuple):
 
 class Box(NamedTuple):
     """
-    A rectangle in a picture. Where nothing else is said, in pixels from its top left corner.
+    A rectangle in an image, in pixels from its upper left corner unless stated otherwise.
 
     Args:
         x1: left side.
-        y1: top.
+        y1: upper side.
         x2: right side, `x1` or more.
-        y2: bottom, `y1` or more.
+        y2: lower side, `y1` or more.
     """
 
     x1: float
@@ -41,7 +41,7 @@ class Box(NamedTuple):
 
     @property
     def centre(self) -> Point:
-        """The point in its middle."""
+        """The centre of the box."""
         return Point((self.x1 + self.x2) / 2, (self.y1 + self.y2) / 2)
 
 
@@ -50,10 +50,10 @@ Region = Point | Box
 
 def iou(first: Box, second: Box) -> float:
     """
-    Intersection over union, 0 to 1. Boxes without an area share nothing.
+    Intersection over union of two boxes, from 0 to 1; 0 if a box has no area.
 
     Args:
-        first, second: in the same units.
+        first, second: boxes in the same units.
 
     Example:
 
@@ -75,18 +75,19 @@ def iou(first: Box, second: Box) -> float:
 
 def recall(predicted: Sequence[Sequence[Box]], expected: Sequence[Sequence[Box]], threshold: float = 0.5) -> float:
     """
-    The share of the expected boxes that were found, over all samples. A predicted box finds one expected box of its sample,
-    whose IoU with it is above the threshold; where several could, those that agree best go together.
+    The share of the expected boxes of all samples that were found. A predicted box finds an expected box of its sample
+    if their IoU is above the threshold. Pairs are matched in order of decreasing IoU, and each box is matched at most
+    once.
 
-    With one box expected and one predicted per sample this is RefCOCO's accuracy.
+    With one expected and one predicted box per sample, the recall is RefCOCO's accuracy.
 
     Args:
-        predicted: the boxes of each sample; none where the model named none.
-        expected: the right boxes of each sample.
-        threshold: IoU above which two boxes are the same.
+        predicted: the predicted boxes of each sample; an empty list if the model predicted none.
+        expected: the expected boxes of each sample.
+        threshold: IoU above which a predicted box finds an expected one.
 
     Raises:
-        ValueError: the samples differ in number, or no box is expected at all.
+        ValueError: the numbers of samples differ, or no sample has an expected box.
 
     Example:
 
@@ -100,12 +101,12 @@ def recall(predicted: Sequence[Sequence[Box]], expected: Sequence[Sequence[Box]]
     """
     if len(predicted) != len(expected):
         raise ValueError(
-            f"There are predictions for {len(predicted)} samples and right boxes for {len(expected)}; give a list of boxes "
-            "for every sample, an empty one where nothing was predicted."
+            f"There are predicted boxes for {len(predicted)} samples and expected boxes for {len(expected)}; pass a "
+            "list of boxes for every sample, and an empty list for a sample without boxes."
         )
     total = sum(map(len, expected))
     if not total:
-        raise ValueError("No sample has a box to be found; recall is a share of those.")
+        raise ValueError("No sample has an expected box, so the recall is undefined. Pass at least one expected box.")
     return sum(_found(*boxes, threshold) for boxes in zip(predicted, expected, strict=True)) / total
 
 
@@ -121,15 +122,16 @@ def _found(predicted: Sequence[Box], expected: Sequence[Box], threshold: float) 
 
 def point_or_box(box: Box, draw: random.Random, point_share: float = 0.5) -> Region:
     """
-    A box as a question may name it: the box, or a point in it. For training data that know boxes alone.
+    Returns the box or, at random, a point inside it. With it, training data that only has boxes yields questions about
+    points, too.
 
-    The point is uniform in the middle half of the box, each way: an object seldom fills its box's corners. That is this
-    package's choice; the papers do not state theirs.
+    The point is drawn uniformly from the middle half of the box in both directions, because an object rarely fills the
+    corners of its box. That is a choice of this package; the papers do not state theirs.
 
     Args:
-        box: an object's.
-        draw: where chance comes from.
-        point_share: how often it is a point.
+        box: the box of an object.
+        draw: the random number generator.
+        point_share: probability that a point is returned.
     """
     if draw.random() >= point_share:
         return box

@@ -1,9 +1,9 @@
 """
-Points and boxes as text, and text as points and boxes (MM1.5, after Ferret).
+Writes points and boxes as text, and finds them in text (MM1.5, after Ferret).
 
-Coordinates are whole numbers in a frame of the whole picture, whatever its size and shape: the left and the top side are 0,
-the right and the bottom 1000. How the picture is resized, padded or cut into tiles does not touch them;
-[`mm1_hf.grounding.tiles`] says where they lie in what the encoder sees.
+Coordinates are whole numbers relative to the whole image, whatever its size and shape: the left and the upper side of
+the image are at 0, the right and the lower side at 1000. They do not depend on how the image is resized, padded or
+split into tiles; [`mm1_hf.grounding.tiles`] converts positions in the image to positions in its tiles.
 """
 
 import random
@@ -18,19 +18,19 @@ from mm1_hf.grounding.regions import Box, Point, Region, point_or_box
 
 _POINT_FIELDS = Point._fields
 _BOX_FIELDS = Box._fields
-# Models write floats, signs and leading zeros, whatever they were taught.
+# Models write fractions, signs and leading zeros even if they were not trained on them.
 _NUMBER = r"[-+]?\d+(?:\.\d*)?"
 
 
 @dataclass(frozen=True)
 class Mention:
     """
-    A region that a text names.
+    A region found in a text.
 
     Args:
-        region: in the picture's pixels.
-        start: where its text begins.
-        end: where its text ends, so that `text[start:end]` is it.
+        region: the region, in pixels of the image.
+        start: index of its first character in the text.
+        end: index after its last character, so that `text[start:end]` is the text of the region.
     """
 
     region: Region
@@ -41,21 +41,22 @@ class Mention:
 @dataclass(frozen=True)
 class RegionFormat:
     """
-    How regions are written. By default Ferret's way, `[x1, y1, x2, y2]` and `[x, y]` in a frame of 1000; that of MM1.5 is
-    not published.
+    The text format of regions. The default is Ferret's, `[x1, y1, x2, y2]` and `[x, y]` with coordinates up to 1000;
+    the format of MM1.5 is not published.
 
-    What a model writes is read with tolerance: any white space between the template's parts, numbers with fractions and
-    signs, corners in either order; what lies outside of the picture is brought to its edge. Brackets with another number of
-    coordinates, or that end early, are no regions.
+    Reading is more tolerant than writing: between the parts of a template any white space is accepted, numbers may
+    have fractions and signs, and the corners of a box may come in either order. Coordinates outside the image are
+    moved to its edge. Text in brackets that has another number of coordinates, or no closing bracket, is not read as a
+    region.
 
     Args:
-        point: template with the fields `x` and `y`, once each, in any order.
-        box: template with the fields `x1`, `y1`, `x2` and `y2`, once each, in any order. Fields may have a format, such as
-            `<loc{y1:04d}>`.
-        frame: what the picture's right and bottom side are called.
+        point: template with the fields `x` and `y`, each once, in any order.
+        box: template with the fields `x1`, `y1`, `x2` and `y2`, each once, in any order. Fields may have a format, for
+            example `<loc{y1:04d}>`.
+        frame: the coordinate of the right and the lower side of the image.
 
     Raises:
-        ValueError: a template with other fields or with nothing between two of them, or a frame below 1.
+        ValueError: a template has other fields or no text between two fields, or `frame` is below 1.
 
     Example:
 
@@ -83,25 +84,30 @@ class RegionFormat:
             found = [name for _, name in pieces]
             if sorted(found) != sorted(expected):
                 raise ValueError(
-                    f"The template {template!r} has the fields {found}; it needs each of {', '.join(expected)} once, such "
-                    f"as {RegionFormat.point if expected is _POINT_FIELDS else RegionFormat.box!r}."
+                    f"The template {template!r} has the fields {found}; use each of {', '.join(expected)} once, for "
+                    f"example {RegionFormat.point if expected is _POINT_FIELDS else RegionFormat.box!r}."
                 )
             if not all(literal for literal, _ in pieces[1:]):
                 raise ValueError(
-                    f"The template {template!r} writes two numbers without anything between them, and nobody could tell "
-                    "them apart; put a comma or a space there."
+                    f"The template {template!r} has two fields without any text between them, so their numbers would "
+                    "run together; put a comma or a space between them."
                 )
         if self.frame < 1:
-            raise ValueError(f"frame is {self.frame}; give what the right side is called, such as 1000.")
+            raise ValueError(
+                f"frame is {self.frame}; set it to the coordinate of the right and the lower side of the image, for "
+                "example 1000. It must be at least 1."
+            )
 
     def write(self, region: Region, *, height: int, width: int) -> str:
         """
+        Writes a region as text.
+
         Args:
-            region: in the picture's pixels; what lies outside of it is brought to its edge.
-            height, width: of the picture, in pixels.
+            region: the region, in pixels of the image; coordinates outside the image are moved to its edge.
+            height, width: size of the image, in pixels.
 
         Returns:
-            Its text; coordinates are rounded down, as Ferret does.
+            The text of the region. Coordinates are rounded down, as in Ferret.
         """
         sides = _sides(region, height, width)
         numbers = [self._to_frame(value, side) for value, side in zip(region, sides, strict=True)]
@@ -109,14 +115,15 @@ class RegionFormat:
 
     def find(self, text: str, *, height: int, width: int) -> list[Mention]:
         """
-        All regions that a text names, in their order.
+        Finds all regions in a text, in order.
 
         Args:
-            text: a model's, or anyone's.
-            height, width: of the picture, in pixels.
+            text: any text, for example an answer of a model.
+            height, width: size of the image, in pixels.
 
         Returns:
-            Where they are. A coordinate stands for the middle of the pixels that are written alike.
+            The regions with their positions in the text. Because [`write`] rounds down, a whole number is read as the
+            middle of the interval of positions that are written as this number.
         """
         mentions = []
         for region, start, end in self._matches(text):
@@ -127,22 +134,22 @@ class RegionFormat:
 
     def boxes(self, text: str, *, height: int, width: int) -> list[Box]:
         """
-        The boxes that a text names, without its points.
+        Finds all boxes in a text, but not the points.
 
         Args:
-            text: a model's, or anyone's.
-            height, width: of the picture, in pixels.
+            text: any text, for example an answer of a model.
+            height, width: size of the image, in pixels.
         """
         regions = (mention.region for mention in self.find(text, height=height, width=width))
         return [region for region in regions if isinstance(region, Box)]
 
     def replace(self, text: str, change: Callable[[Region], Region]) -> str:
         """
-        A text with other regions in place of its own.
+        Returns a copy of a text with its regions replaced.
 
         Args:
-            text: with regions of this format.
-            change: what each becomes, in the frame's units.
+            text: a text with regions of this format.
+            change: function that returns the replacement of a region; both have coordinates from 0 to `frame`.
         """
         pieces, last = [], 0
         for region, start, end in self._matches(text):
@@ -153,13 +160,13 @@ class RegionFormat:
 
     def points_for_boxes(self, text: str, draw: random.Random, point_share: float = 0.5) -> str:
         """
-        A question of the training data with points in place of some of its boxes; see
-        [`~mm1_hf.grounding.regions.point_or_box`]. Points stay as they are.
+        Replaces some boxes of a training question by points inside them; see
+        [`~mm1_hf.grounding.regions.point_or_box`]. Points in the question are not changed.
 
         Args:
-            text: with regions of this format.
-            draw: where chance comes from.
-            point_share: how often a box becomes a point.
+            text: a text with regions of this format.
+            draw: the random number generator.
+            point_share: probability that a box is replaced by a point.
         """
         return self.replace(
             text, lambda region: point_or_box(region, draw, point_share) if isinstance(region, Box) else region
@@ -167,11 +174,11 @@ class RegionFormat:
 
     @cached_property
     def _pattern(self) -> re.Pattern:
-        # The longer first: in some formats a box begins as a point.
+        # Boxes first: in some formats the text of a box begins with the text of a point.
         return re.compile(f"{_pattern_of(self.box)}|{_pattern_of(self.point)}")
 
     def _matches(self, text: str) -> Iterator[tuple[Region, int, int]]:
-        """Regions in the frame's units, with their places."""
+        """Regions with coordinates from 0 to `frame`, each with the start and the end of its text."""
         for match in self._pattern.finditer(text):
             groups = match.groupdict()
             numbers = {name: min(max(float(value), 0.0), self.frame) for name, value in groups.items() if value}
@@ -191,25 +198,25 @@ class RegionFormat:
         return min(max(int(value * self.frame / side), 0), self.frame)
 
     def _to_pixels(self, value: float, side: int) -> float:
-        # A whole number names all that was rounded down to it.
+        # A whole number stands for the interval of all values that are rounded down to it.
         middle = value + 0.5 if value == int(value) else value
         return min(middle, self.frame) * side / self.frame
 
 
 def _sides(region: Region, height: int, width: int) -> tuple[int, ...]:
-    """The side of the picture that each coordinate runs along."""
+    """For each coordinate of a region, the width or the height of the image, in which it is measured."""
     return (width, height) * (len(region) // 2)
 
 
 def _pattern_of(template: str) -> str:
-    """A regular expression for what a template writes, with any white space where it may be."""
+    """A regular expression that matches what a template writes, with additional white space."""
     pieces = []
     for literal, name, _, _ in Formatter().parse(template):
-        # What has no white space of its own may get some around punctuation, never within a word.
+        # White space may be added around words and punctuation, but not inside a word.
         tokens = re.findall(r"\w+|[^\w\s]", literal)
         pieces += [rf"\s*{re.escape(token)}" for token in tokens]
         if name is not None:
-            # Between two numbers there is something, at least white space.
+            # Where the template has only white space between two numbers, the text must have some, too.
             apart = r"\s+" if not tokens and literal else r"\s*"
             pieces.append(rf"{apart}(?P<{name}>{_NUMBER})")
     return "".join(pieces).removeprefix(r"\s*")

@@ -1,4 +1,4 @@
-"""Where a picture's pixels are in the tiles that the encoder sees, and the reverse."""
+"""Converts positions in an image to positions in the tiles that the encoder sees, and back."""
 
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,18 +14,21 @@ _RegionT = TypeVar("_RegionT", Point, Box)
 @dataclass(frozen=True)
 class TileView:
     """
-    What a tile shows of its picture: a scaled and shifted part, with padding where the picture ends.
+    The part of an image that a tile shows. The image is scaled and shifted, and padded where it does not fill the
+    tile.
 
     Args:
-        row: from 1; 0 for the overview.
-        col: from 1; 0 for the overview.
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
+        row: row of the tile in the grid, counted from 1; 0 for the overview.
+        col: column of the tile in the grid, counted from 1; 0 for the overview.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
         tile_size: side of the tile, in pixels.
-        scale_y: pixels of the tile for one of the picture, downwards.
-        scale_x: the same, to the right.
-        top: where the picture's upper side is in the tile, in its pixels; negative where it is above.
-        left: where the picture's left side is in the tile.
+        scale_y: vertical scale, in pixels of the tile per pixel of the image.
+        scale_x: horizontal scale, in pixels of the tile per pixel of the image.
+        top: distance from the tile's upper side to the image's upper side, in pixels of the tile; negative if the
+            image begins above the tile.
+        left: distance from the tile's left side to the image's left side, in pixels of the tile; negative if the image
+            begins to the left of the tile.
     """
 
     row: int
@@ -40,7 +43,7 @@ class TileView:
 
     @property
     def shown(self) -> Box | None:
-        """The part of the picture that the tile shows, in the picture's pixels; `None` if it holds nothing but padding."""
+        """The part of the image that the tile shows, in pixels of the image; `None` if the tile holds only padding."""
         corners = self.to_picture(Box(0, 0, self.tile_size, self.tile_size))
         x1, y1 = max(corners.x1, 0), max(corners.y1, 0)
         x2, y2 = min(corners.x2, self.width), min(corners.y2, self.height)
@@ -48,11 +51,13 @@ class TileView:
 
     def to_tile(self, region: _RegionT) -> _RegionT:
         """
+        Converts a region of the image to the tile.
+
         Args:
-            region: in the picture's pixels.
+            region: the region, in pixels of the image.
 
         Returns:
-            The same in the tile's, beyond its sides too.
+            The region in pixels of the tile. It is not clipped to the tile.
         """
         scales, shifts = (self.scale_x, self.scale_y) * 2, (self.left, self.top) * 2
         values = [value * scales[index] + shifts[index] for index, value in enumerate(region)]
@@ -60,11 +65,13 @@ class TileView:
 
     def to_picture(self, region: _RegionT) -> _RegionT:
         """
+        Converts a region of the tile to the image.
+
         Args:
-            region: in the tile's pixels.
+            region: the region, in pixels of the tile.
 
         Returns:
-            The same in the picture's, beyond its sides too.
+            The region in pixels of the image. It is not clipped to the image.
         """
         scales, shifts = (self.scale_x, self.scale_y) * 2, (self.left, self.top) * 2
         values = [(value - shifts[index]) / scales[index] for index, value in enumerate(region)]
@@ -73,17 +80,17 @@ class TileView:
 
 def tile_views(image_sizes: list[tuple[int, int]], image_processor: MM1ImageProcessor) -> list[list[TileView]]:
     """
-    The tiles of a sample's pictures, in the order of `pixel_values`.
+    Computes which part of its image each tile of a sample shows, in the order of `pixel_values`.
 
     Args:
-        image_sizes: `(height, width)` in pixels of each picture of the sample.
-        image_processor: the model's own; its settings decide.
+        image_sizes: `(height, width)` in pixels of each image of the sample.
+        image_processor: the model's image processor, whose settings determine the tiles.
 
     Returns:
-        For every picture its tiles.
+        One list of tiles for each image.
 
     Raises:
-        ValueError: a setting that cannot be used, or a picture without a pixel.
+        ValueError: a setting is not valid, or an image has no pixels.
 
     Example:
 

@@ -1,1 +1,2 @@
-"""Sharing a model: its repository on the Hub and its card, quantised variants, exports and serving."""
+"""Publishing a model: its repository on the Hub, its model card and licence, quantised variants, and export to
+ONNX."""

@@ -1,14 +1,13 @@
-"""The card of a published model, from `MODEL_CARD.md`: what the model itself tells, and what only its author knows."""
+"""Fills in the template `MODEL_CARD.md` for a published model, from the model's files and from facts of its author."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.quantization_config import QuantizationMethod
@@ -18,19 +17,19 @@ from mm1_hf.hub.licenses import combine_licenses
 from mm1_hf.hub.repository import Repository
 from mm1_hf.model.configuration_mm1 import MM1Config
 from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
-from mm1_hf.training.pretraining import build_recipe, load_settings
+from mm1_hf.training.entries import from_entries, read_entries
+from mm1_hf.training.settings import PretrainingSettings, build_recipe, load_settings
 from mm1_hf.training.streams import last_complete_checkpoint
-
-
-Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
 class PartDetails:
     """
+    Origin and licence of a part of the model.
+
     Args:
-        source: where its weights are from: a Hub id where there is one.
-        license: by the Hub's identifier, such as `"apple-amlr"`; unset, not stated.
+        source: where the part's weights come from: a Hub id if there is one.
+        license: the Hub's identifier of the licence, such as `"apple-amlr"`; unset, the card says "not stated".
     """
 
     source: str | None = None
@@ -40,12 +39,14 @@ class PartDetails:
 @dataclass(frozen=True)
 class DataDetails:
     """
+    A data set that the model was trained on.
+
     Args:
-        name: a data set's Hub id, or what it is called.
-        license: by the Hub's identifier, or its data's terms; unset, not stated.
-        revision: which version was read.
-        share: of what was trained on, 0 to 1.
-        binding: whether its licence binds the model too.
+        name: Hub id of the data set, or another name for it.
+        license: the Hub's identifier of the licence, or a description of the terms; unset, the card says "not stated".
+        revision: version of the data set that was used.
+        share: share of the training data that comes from this data set, from 0 to 1.
+        binding: whether the licence of the data set also applies to the model.
     """
 
     name: str
@@ -58,13 +59,15 @@ class DataDetails:
 @dataclass(frozen=True)
 class StageDetails:
     """
+    One stage of the training.
+
     Args:
-        name: such as `"pretrain"`.
-        data: what was trained on.
-        steps: optimizer steps that were made.
-        batch: rows of a step.
-        learning_rate: its peak.
-        trained: which parts, and how.
+        name: name of the stage, such as `"pretrain"`.
+        data: description of the data that the stage was trained on.
+        steps: number of optimizer steps.
+        batch: number of rows in one step.
+        learning_rate: peak learning rate.
+        trained: which parts were trained, and how.
     """
 
     name: str
@@ -78,18 +81,19 @@ class StageDetails:
 @dataclass(frozen=True)
 class ResultDetails:
     """
-    One number that was measured on these weights.
+    One result that was measured on these weights.
 
     Args:
-        task: its name.
-        dataset: its Hub id, or what it is called.
-        split: of the data set.
-        examples: how many were answered.
-        metric: such as `"accuracy"`.
-        value: what was measured.
-        shots: examples shown before each question.
-        shuffled: the same with the images shuffled.
-        majority: of the most frequent answer.
+        task: name of the task.
+        dataset: Hub id of the data set, or another name for it.
+        split: split of the data set.
+        examples: number of questions that were answered.
+        metric: name of the metric, such as `"accuracy"`.
+        value: value of the metric.
+        shots: number of solved examples that were shown before each question.
+        shuffled: value of the metric for the same model with the images shuffled, so that they belong to other
+            questions.
+        majority: value of the metric if the most frequent answer is always given.
     """
 
     task: str
@@ -106,21 +110,23 @@ class ResultDetails:
 @dataclass(frozen=True)
 class CardDetails:
     """
-    What the model's files do not tell. Unset, the card says that it is not stated, or leaves it out.
+    Facts about a model that its files do not tell. If a field is unset, the card says that the fact is not stated, or
+    leaves it out.
 
     Args:
-        summary: one or two sentences.
-        encoder, decoder: where the parts are from, and their licences.
-        connector_license: of what was trained here; unset, not stated.
-        data: what it was trained on.
-        stages: how it was trained.
-        evaluation: what was measured.
-        evaluation_notes: how: prompts, decoding, seeds, the command that repeats it.
-        languages: codes such as `"en"`.
-        hardware: devices and hours.
-        intended_use: for whom and what.
-        known_biases: those that were measured.
-        limits: more of them than every such model has.
+        summary: one or two sentences that describe the model.
+        encoder, decoder: origin and licence of the part.
+        connector_license: licence of the weights that were trained here, which are those of the connector or adapter;
+            unset, the card says "not stated".
+        data: data sets that the model was trained on.
+        stages: stages of the training.
+        evaluation: results that were measured.
+        evaluation_notes: how the results were measured: prompts, decoding, seeds, and the command that repeats it.
+        languages: codes of the model's languages, such as `"en"`.
+        hardware: devices that were used, and for how many hours.
+        intended_use: for whom and for what the model is intended.
+        known_biases: biases that were measured.
+        limits: limits of this model, in addition to those that the card states for every model.
     """
 
     summary: str | None = None
@@ -138,86 +144,73 @@ class CardDetails:
     limits: tuple[str, ...] = ()
 
 
-# Where one entry, or a list of entries, is itself one of these.
+# Types of the entries that are not plain values, and of the elements of the entries that are lists.
 _NESTED = {"encoder": PartDetails, "decoder": PartDetails}
 _LISTED = {"data": DataDetails, "stages": StageDetails, "evaluation": ResultDetails, "languages": str, "limits": str}
 
 
 def load_details(path: str | Path) -> CardDetails:
     """
-    Reads a YAML or JSON file.
+    Reads [`CardDetails`] from a YAML or JSON file.
 
     Args:
-        path: of entries as [`CardDetails`] has fields. `evaluation` may name a file with the list of results, and a stage
-            may be `{"settings": FILE}`, what `mm1 pretrain` was run with. Files are looked for beside this one.
+        path: path of the file. Its entries are the fields of [`CardDetails`]. `evaluation` may be the path of a file
+            with the list of results, and a stage may be `{"settings": FILE}`, where `FILE` is the settings file of a
+            run of `mm1 pretrain`. Relative paths start at the folder of this file.
 
     Raises:
-        ValueError: it is neither, or has unknown, missing or wrong entries.
-        OSError: it cannot be read.
+        ValueError: the file is neither YAML nor JSON, or has unknown, missing or wrong entries.
+        OSError: a file cannot be read.
     """
-    values = _read(path)
+    values = read_entries(path)
     if isinstance(values, dict) and isinstance(values.get("evaluation"), str):
-        values["evaluation"] = _read(Path(path).parent / values["evaluation"])
+        values["evaluation"] = read_entries(Path(path).parent / values["evaluation"])
     if isinstance(values, dict):
         for name, kind in _NESTED.items():
             if name in values:
-                values[name] = _entry(kind, values[name], f"{path}, {name}")
+                values[name] = from_entries(kind, values[name], f"{path}, {name}")
         for name, kind in _LISTED.items():
             if name in values:
                 if not isinstance(values[name], list):
-                    raise ValueError(f"{path}: {name} is a list; got {values[name]!r:.100}.")
+                    raise ValueError(f"{path}: {name} must be a list, but is {values[name]!r:.100}.")
                 values[name] = tuple(
                     _listed(kind, each, f"{path}, {name} {number}", Path(path).parent)
                     for number, each in enumerate(values[name], 1)
                 )
-    return _entry(CardDetails, values, str(path))
+    return from_entries(CardDetails, values, str(path))
 
 
 def _listed(kind: type, values: Any, where: str, folder: Path) -> Any:
     if kind is StageDetails and isinstance(values, Mapping) and set(values) == {"settings"}:
         return pretraining_stage(folder / values["settings"])
-    return values if kind is str else _entry(kind, values, where)
-
-
-def _read(path: str | Path) -> Any:
-    try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is neither YAML nor JSON: {error}") from error
-
-
-def _entry(kind: type[Entry], values: Any, where: str) -> Entry:
-    names = [each.name for each in fields(kind)]  # ty: ignore[invalid-argument-type] -- one of the dataclasses above
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where} holds {values!r:.100}, not entries; they are {', '.join(names)}.")
-    if unknown := [str(name) for name in values if name not in names]:
-        raise ValueError(f"{where} has unknown entries: {', '.join(unknown)}. They are {', '.join(names)}.")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}") from error
+    return values if kind is str else from_entries(kind, values, where)
 
 
 def pretraining_stage(settings_file: str | Path) -> StageDetails:
     """
-    A stage of `mm1 pretrain` as it was run: its data and parts by the settings, steps and learning rate by what its last
-    checkpoint has logged.
+    Describes a run of `mm1 pretrain` as a stage of the training. The data and the trained parts are those of the
+    settings; the number of steps and the learning rate are read from the log in the last checkpoint.
 
     Args:
-        settings_file: that the run was started with.
+        settings_file: settings file that the run was started with.
 
     Raises:
-        ValueError: the settings do not fit, or no checkpoint tells what was run.
+        ValueError: the settings are invalid, or the run has no checkpoint with a logged learning rate.
         OSError: a file cannot be read.
     """
-    settings = load_settings(settings_file)
+    settings = load_settings(PretrainingSettings, settings_file)
     checkpoint = last_complete_checkpoint(settings.output_dir)
     if checkpoint is None:
-        raise ValueError(f"{settings.output_dir} has no checkpoint, so {settings_file} does not tell what was run.")
+        raise ValueError(
+            f"{settings.output_dir} has no checkpoint, so the steps and the learning rate of the run are unknown. "
+            f"Check output_dir in {settings_file}, or give the details of this stage instead of its settings."
+        )
     state = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     rates = [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
     if not rates:
-        raise ValueError(f"{checkpoint} has logged no learning rate, so it does not tell what was run.")
+        raise ValueError(
+            f"{checkpoint} has logged no learning rate. Give the details of this stage instead of its settings."
+        )
     recipe = build_recipe(settings, MM1Config.from_pretrained(checkpoint))
     weights = recipe.data.mixture
     shares = [f"{name} {weight / sum(weights.values()):.0%}" for name, weight in weights.items()]
@@ -234,12 +227,12 @@ def pretraining_stage(settings_file: str | Path) -> StageDetails:
 
 def model_card(repository: Repository, repo_id: str, details: CardDetails) -> ModelCard:
     """
-    Fills `MODEL_CARD.md`. Nothing stands in it that neither the files nor `details` tell.
+    Fills in the template `MODEL_CARD.md`. The card states only what the files or `details` tell.
 
     Args:
-        repository: the model's or adapter's files.
-        repo_id: where it is published.
-        details: what only the author knows.
+        repository: files of the model or adapter.
+        repo_id: Hub id under which the model or adapter is published.
+        details: facts that only the author knows.
 
     Returns:
         The card, with the metadata that the Hub reads: library, task, base models, data sets, licence and results.
@@ -247,7 +240,7 @@ def model_card(repository: Repository, repo_id: str, details: CardDetails) -> Mo
     parts = [details.encoder, details.decoder]
     licenses = [part.license for part in parts] + [details.connector_license]
     if repository.adapter is not None:
-        # The base model is not in the repository; its licence still binds what was made from it.
+        # The base model is not in the repository, but its licence, if stated, still applies to the adapter.
         licenses = [license for license in licenses if license is not None] or [None]
     license = combine_licenses(licenses + [each.license for each in details.data if each.binding])
     name = repo_id.split("/")[-1]
@@ -289,7 +282,7 @@ def model_card(repository: Repository, repo_id: str, details: CardDetails) -> Mo
 
 def _template() -> str:
     packaged = files("mm1_hf.hub") / "MODEL_CARD.md"
-    # In a checkout it lies at the root, from where it goes into the built package.
+    # In a checkout, the template lies at the root; building the package copies it into this folder.
     return (packaged if packaged.is_file() else Path(__file__).parents[3] / "MODEL_CARD.md").read_text(
         encoding="utf-8"
     )
@@ -320,7 +313,7 @@ def _quantization(model: MM1ForConditionalGeneration) -> str | None:
 
 
 def _facts(repository: Repository) -> dict[str, Any]:
-    """What the card's tables say of the parts."""
+    """The model's facts that the card states, mostly in its table of parts."""
     model, processor = repository.model, repository.processor
     assert model is not None and processor is not None
     config = model.config

@@ -1,4 +1,4 @@
-"""An MM1 for ONNX Runtime, by transformers' exporter: tiles to image tokens, text to embeddings, decoder with its cache."""
+"""Exports an MM1 to ONNX with transformers' exporter, as three graphs: image features, embeddings and decoder."""
 
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ DECODER = "decoder"
 
 class ImageFeatures(nn.Module):
     """
-    Encoder and connector.
+    The image encoder and the connector of a model, as one module.
 
     Args:
-        model: the model that they are of.
+        model: the model that they belong to.
     """
 
     def __init__(self, model: MM1ForConditionalGeneration):
@@ -34,30 +34,32 @@ class ImageFeatures(nn.Module):
             pixel_values: `(tiles, 3, height, width)`, normalised.
 
         Returns:
-            The image tokens `(tiles, num_tokens, hidden)`.
+            Image tokens `(tiles, num_tokens, hidden)`.
         """
         return self.model.get_image_features(pixel_values).pooler_output
 
 
 def export_onnx(model: MM1ForConditionalGeneration, folder: str | Path) -> None:
     """
-    Writes three graphs, each in a folder of its own that `transformers.exporters.base.ExportedModel.from_pretrained` runs:
+    Writes three ONNX graphs, each in a folder that `transformers.exporters.base.ExportedModel.from_pretrained` can
+    load:
 
-    - `image_features`: tiles `(tiles, 3, size, size)` to image tokens `(tiles, num_tokens, hidden)`;
-    - `embed_tokens`: `input_ids` `(batch, sequence)` to embeddings, in which image tokens' places are then filled in order;
-    - `decoder`: `inputs_embeds`, `attention_mask` and `past_key_values` to logits and the cache; from an empty one it reads
-      the prompt, from a filled one it goes on, one token or several at a time.
+    - `image_features` maps `pixel_values` `(tiles, 3, size, size)` to image tokens `(tiles, num_tokens, hidden)`;
+    - `embed_tokens` maps `input`, token ids `(batch, sequence)`, to embeddings `(batch, sequence, hidden)`, in which
+      the caller then replaces the embeddings of the placeholder tokens by the image tokens, in order;
+    - `decoder` maps `inputs_embeds`, `attention_mask` and `past_key_values` to logits and the updated cache. With an
+      empty cache it processes the prompt; with a filled cache it continues the sequence by one or several tokens.
 
-    Numbers of tiles, rows and positions are free; a tile's size is fixed.
+    The number of tiles, the batch size and the sequence length are dynamic; the size of a tile is fixed.
 
     Args:
-        model: in evaluation mode.
-        folder: where the graphs go.
+        model: the model, in evaluation mode.
+        folder: folder to write the three folders `image_features`, `embed_tokens` and `decoder` to.
     """
     exporter, sizes = OnnxExporter(), model.config.vision_config
     side = model.config.connector_config.grid_size * sizes.patch_size
     tiles = torch.zeros(2, getattr(sizes, "num_channels", 3), side, side, dtype=model.dtype, device=model.device)
-    # Of a free size, the grid of patches would be a root that ONNX cannot round.
+    # With a dynamic tile size, the side of the grid of patches would be a square root, which ONNX cannot round.
     free_tiles = OnnxConfig(dynamic_shapes={"pixel_values": {0: torch.export.Dim.AUTO}})
     input_ids = torch.zeros(2, 9, dtype=torch.long, device=model.device)
     embeddings: Any = model.get_input_embeddings()

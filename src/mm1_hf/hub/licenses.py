@@ -1,4 +1,4 @@
-"""The licence of a model made of parts: what all of their licences ask for together, never less."""
+"""Finds the licence of a model made of parts: it asks for everything that the licences of the parts ask for."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ _NOTICE = frozenset({"notice"})
 _ATTRIBUTION = _NOTICE | {"changes stated"}
 _PATENTS = _ATTRIBUTION | {"patents"}
 _NON_COMMERCIAL = _ATTRIBUTION | {"non-commercial"}
-# What the licences that are written for everybody ask of who shares further, by the Hub's identifiers.
+# What common licences require of anyone who shares the work, by the Hub's identifiers of the licences.
 _OBLIGATIONS = {
     "cc0-1.0": frozenset(),
     "unlicense": frozenset(),
@@ -27,7 +27,7 @@ _OBLIGATIONS = {
     "agpl-3.0": _PATENTS | {"same licence: gpl", "source of services"},
     "cc-by-nc-4.0": _NON_COMMERCIAL,
     "cc-by-nc-sa-4.0": _NON_COMMERCIAL | {"same licence: cc-by-nc-sa"},
-    # For research only, which leaves out commerce.
+    # It allows only research, which excludes commercial use.
     "apple-amlr": _PATENTS | {"non-commercial", "terms of apple-amlr"},
 }
 
@@ -35,11 +35,12 @@ _OBLIGATIONS = {
 @dataclass(frozen=True)
 class CombinedLicense:
     """
-    A model's licence as the Hub's metadata have it.
+    The licence of a model in the form of the Hub's metadata.
 
     Args:
-        identifier: of the one licence among the parts' that covers all others, or `"other"`.
-        name: the licences that hold together, where no single one covers the others.
+        identifier: identifier of the licence that covers the licences of all parts, or `"other"` if there is no such
+            licence.
+        name: names of the licences that apply together, joined by `"-and-"`, if no single one covers the others.
     """
 
     identifier: str
@@ -51,15 +52,15 @@ class CombinedLicense:
 
 def combine_licenses(licenses: Iterable[str | None]) -> CombinedLicense:
     """
-    The licence of the whole. Licences with terms of their own, such as Llama's or Gemma's, and those that are not known
-    here cover the ones that ask for notices alone, and nothing else covers them.
+    Finds the licence of the whole model. A licence that this module does not know, such as Llama's or Gemma's, is
+    taken to have special terms: it covers permissive licences up to Apache 2.0, and no other licence covers it.
 
     Args:
-        licenses: the Hub's identifiers of the parts' and of the data's licences; `None` where one is not stated, which
-            makes the whole's unknown.
+        licenses: the Hub's identifiers of the licences of the parts and of the data. `None` stands for a licence that
+            is not stated; then the licence of the whole is unknown, or unknown in part.
 
     Raises:
-        ValueError: there is none.
+        ValueError: `licenses` is empty.
 
     Example:
 
@@ -75,14 +76,16 @@ def combine_licenses(licenses: Iterable[str | None]) -> CombinedLicense:
     """
     names = sorted({UNKNOWN if license is None else license.lower() for license in licenses})
     if not names:
-        raise ValueError("There is no licence to combine: give the parts' licences, None where one is not stated.")
+        raise ValueError(
+            "There is no licence to combine. Give the licences of the parts, with None for one that is not stated."
+        )
     if names == [UNKNOWN]:
         return CombinedLicense("other", UNKNOWN)
     together = frozenset().union(*map(_obligations, names))
     covering = [name for name in names if _obligations(name) == together]
     if covering and UNKNOWN not in names:
         return CombinedLicense(covering[0])
-    # What one of the others covers need not be named.
+    # A licence that one of the others covers need not be named.
     needed = [name for name in names if not any(_obligations(name) < _obligations(other) for other in names)]
     return CombinedLicense("other", "-and-".join(needed))
 

@@ -1,4 +1,4 @@
-"""Publishing a saved model or adapter: checked before anything is uploaded, then one commit."""
+"""Publishes a saved model or adapter on the Hub: its files are checked before the upload, and arrive in one commit."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,7 @@ from mm1_hf.hub.repository import CARD_NAME, read_repository
 
 logger = logging.get_logger(__name__)
 
-# In cards that transformers and PEFT write by themselves: forms, which nobody has filled in.
+# Placeholder in the cards that transformers and PEFT write: a card that still holds it has not been filled in.
 _UNFILLED = "[More Information Needed]"
 
 
@@ -26,27 +26,31 @@ def push(
     private: bool | None = None,
 ) -> CommitInfo:
     """
-    Publishes a folder that holds an MM1 and its processor, or an adapter, as a repository that loads by itself: weights,
-    settings, chat template, the code that travels with it, and a card. What a training leaves in the folder stays there.
+    Publishes a folder that holds an MM1 and its processor, or an adapter, as a repository on the Hub. A model's
+    repository has all that is needed to load it, even without this package: weights, configuration, chat template, the
+    code of the model, and a card. Other files that training has left in the folder are not published.
 
-    Everything appears in one commit or not at all. Large files go first; a push that broke off and is repeated does not
-    send again those that arrived. A repository that has had a commit meanwhile is left as it is, and weights of an earlier
-    commit that are no longer part of the model go.
+    Everything is published in one commit, or nothing is. Large files are uploaded first; if a push fails and is
+    repeated, the files that have arrived are not uploaded again. If someone else commits to the repository during the
+    push, the push fails and the repository stays unchanged. Files with weights from earlier commits that no longer
+    belong to the model are deleted.
 
     Args:
-        folder: of the model or adapter. Its `README.md` is taken as the card, unless it is a form that a library left.
-        repo_id: such as `"user/name"`; created if it does not exist.
-        details: what the card says beside what the model itself tells.
-        quantize: publish a quantised variant instead, by a scheme of [`mm1_hf.hub.quantized_variant`].
-        private: whether a new repository is; unset, as the account's own setting has it.
+        folder: folder of the model or adapter. Its `README.md` is used as the card, unless it is a template that a
+            library has written and nobody has filled in.
+        repo_id: Hub id of the repository, such as `"user/name"`. The repository is created if it does not exist.
+        details: facts for the card that the model's files do not tell.
+        quantize: scheme of [`mm1_hf.hub.quantized_variant`], to publish a quantised variant instead of the model
+            itself.
+        private: whether a new repository is private; unset, the default of the account.
 
     Returns:
         The commit.
 
     Raises:
-        ValueError: the folder's files are incomplete, do not fit together or ask for code of others, or the folder brings a
-            card and `details` are given too.
-        OSError: the Hub cannot be reached or refuses; its answer is in the message.
+        ValueError: files are missing, do not fit together or refer to foreign code, or the folder has a card although
+            `details` are given.
+        OSError: the Hub cannot be reached or refuses the push; its answer is in the message.
     """
     if quantize is not None:
         with TemporaryDirectory() as variant:
@@ -58,13 +62,15 @@ def push(
     if _UNFILLED in card:
         card = str(model_card(repository, repo_id, details or CardDetails()))
     elif details is not None:
-        raise ValueError(f"{own_card} is the card already. Remove it, or give no details for one.")
+        raise ValueError(
+            f"{own_card} is a finished card, but details for a new one are given. Remove the file, or give no details."
+        )
 
     if repository.left_out:
-        logger.warning(f"Not published: {', '.join(repository.left_out)}.")
+        logger.warning(f"These files in {repository.folder} are not published: {', '.join(repository.left_out)}.")
     api = HfApi()
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    # Not upload_folder, which may make several commits.
+    # The commit is made by hand, because upload_folder may make several commits.
     before = api.model_info(repo_id)
     stale = [
         each.rfilename
@@ -82,5 +88,7 @@ def push(
     try:
         return api.create_commit(repo_id, operations, commit_message=message, parent_commit=before.sha)
     except RuntimeError as error:
-        # So huggingface_hub calls an upload that failed.
-        raise OSError(f"{error}: {error.__cause__}. What arrived is not sent again by the next push.") from error
+        # huggingface_hub raises a RuntimeError if the upload of a file fails.
+        raise OSError(
+            f"{error}: {error.__cause__}. Push again: files that have arrived are not uploaded twice."
+        ) from error

@@ -1,4 +1,4 @@
-"""A saved model as a repository of the Hub: which files belong to it, and whether they fit together."""
+"""A saved model as a repository on the Hub: finds the files that belong to it, and checks that they fit together."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ CARD_NAME = "README.md"
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-# What is published beside weights and code, where it is there; a training's own files are not.
+# Files that are published beside weights and code if they exist. The list has no files of a training run.
 _COMPANIONS = (
     "generation_config.json",
     "processor_config.json",
@@ -37,20 +37,22 @@ _COMPANIONS = (
     "LICENSE",
     "NOTICE",
 )
-# Without these, nobody could load the model by itself.
+# Without these entries in `auto_map`, the model could not be loaded without mm1_hf.
 _AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForImageTextToText")
 
 
 @dataclass(frozen=True)
 class Repository:
     """
+    A saved model or adapter, and which of its files are published.
+
     Args:
-        folder: where the model was saved.
-        files: what is published, by its path in the repository.
-        left_out: what lies in the folder beside that.
-        model: on the meta device; `None` for an adapter.
-        processor: the model's; `None` for an adapter.
-        adapter: PEFT's configuration of an adapter; `None` for a model.
+        folder: folder of the saved model or adapter.
+        files: local paths of the files to publish, by their path in the repository.
+        left_out: names of files and folders in `folder` that are not published.
+        model: the model on the meta device; `None` for an adapter.
+        processor: processor of the model; `None` for an adapter.
+        adapter: PEFT's configuration of the adapter; `None` for a model.
     """
 
     folder: Path
@@ -63,14 +65,14 @@ class Repository:
 
 def read_repository(folder: str | Path) -> Repository:
     """
-    Collects a saved model's or adapter's files and checks them without reading the weights themselves: an incomplete
-    model, or one that its own settings contradict, must not reach the Hub.
+    Collects the files of a saved model or adapter and checks them without reading the values of the weights.
+    Incomplete models, and weights that do not match their configuration, must not reach the Hub.
 
     Args:
-        folder: of a model that was saved with its processor, or of an adapter that PEFT saved.
+        folder: folder of a model that was saved with its processor, or of an adapter that was saved by PEFT.
 
     Raises:
-        ValueError: something is missing, does not fit or asks for code of others.
+        ValueError: files are missing, do not fit together or refer to foreign code.
         OSError: a file cannot be read.
     """
     folder = Path(folder)
@@ -84,7 +86,8 @@ def read_repository(folder: str | Path) -> Repository:
     config = _read_json(folder / CONFIG_NAME)
     if config.get("model_type") != MM1Config.model_type:
         raise ValueError(
-            f"{folder} holds a {config.get('model_type')!r} model; only 'mm1' ones are published by this."
+            f"{folder} holds a model of type {config.get('model_type')!r}, but only models of type 'mm1' can be "
+            "published."
         )
     names = [CONFIG_NAME, *_weights(folder), *(name for name in _COMPANIONS if (folder / name).is_file())]
     _check_code(folder, [name for name in names if name.endswith(".json")], config)
@@ -92,13 +95,13 @@ def read_repository(folder: str | Path) -> Repository:
     _check_parts(model, processor)
 
     found = {name: folder / name for name in names}
-    # Those that the model was just built by, whatever version wrote the folder.
+    # The code of the installed version, with which the model was just built, even if another version saved the folder.
     found |= {name: cast(Path, files("mm1_hf.model") / name) for name in MODEL_FILES}
     return Repository(folder, found, _left_out(folder, found), model, processor)
 
 
 def _load_skeleton(folder: Path) -> tuple[MM1ForConditionalGeneration, MM1Processor]:
-    """The model on the meta device, with its weights compared by name and shape, and its processor."""
+    """The model on the meta device and its processor. The names and shapes of the saved weights are checked."""
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
@@ -106,12 +109,18 @@ def _load_skeleton(folder: Path) -> tuple[MM1ForConditionalGeneration, MM1Proces
     except SafetensorError as error:
         raise ValueError(f"The weights in {folder} are broken: {error}. Save the model again.") from error
     model, info = loaded
-    for kind, what in (("missing_keys", "miss"), ("unexpected_keys", "have, of no use to the model,")):
+    for kind, what in (
+        ("missing_keys", "lack the tensors"),
+        ("unexpected_keys", "contain tensors that the model does not have:"),
+    ):
         if info[kind]:
-            raise ValueError(f"The weights in {folder} {what} {_first(sorted(info[kind]))}.")
+            raise ValueError(f"The weights in {folder} {what} {_first(sorted(info[kind]))}. Save the model again.")
     if info["mismatched_keys"]:
         shapes = [f"{name} {tuple(saved)}, not {tuple(built)}" for name, saved, built in info["mismatched_keys"]]
-        raise ValueError(f"Weights in {folder} have another shape than {CONFIG_NAME} says: {_first(sorted(shapes))}.")
+        raise ValueError(
+            f"Weights in {folder} do not have the shapes that {CONFIG_NAME} requires: {_first(sorted(shapes))}. Save "
+            "the model again."
+        )
     return model, cast(MM1Processor, AutoProcessor.from_pretrained(folder))
 
 
@@ -119,21 +128,24 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}. Save the model again.") from error
+        raise ValueError(f"{path} is not valid JSON: {error}. Save the model again.") from error
 
 
 def _weights(folder: Path) -> list[str]:
-    """In the order in which transformers looks for them."""
+    """Names of the files that transformers would load: one file, or else the shards and their index."""
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         return [SAFE_WEIGHTS_NAME]
     if not (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
         raise ValueError(
-            f"{folder} holds no safetensors weights; others may run code when they are loaded and are not published. Load "
-            "the model and save it with save_pretrained."
+            f"{folder} holds no safetensors weights. Other formats are not published, because they may run code when "
+            "they are loaded. Load the model and save it with save_pretrained."
         )
     shards = sorted(set(_read_json(folder / SAFE_WEIGHTS_INDEX_NAME)["weight_map"].values()))
     if missing := [name for name in shards if not (folder / name).is_file()]:
-        raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} names {_first(missing)}, which {folder} does not hold.")
+        raise ValueError(
+            f"{SAFE_WEIGHTS_INDEX_NAME} names files that {folder} does not hold: {_first(missing)}. Save the model "
+            "again."
+        )
     return [*shards, SAFE_WEIGHTS_INDEX_NAME]
 
 
@@ -156,12 +168,12 @@ def _check_code(folder: Path, names: list[str], config: dict[str, Any]) -> None:
                 for reference in references if isinstance(references, list) else [references]:
                     if reference is not None and reference.split(".")[0] not in modules:
                         raise ValueError(
-                            f"{folder / name} asks for the code {reference!r}, which is not part of MM1 and is not "
-                            "published with it."
+                            f"{folder / name} refers to the code {reference!r}, which is not part of MM1 and is not "
+                            "published with it. Remove the reference from auto_map."
                         )
     if missing := [name for name in _AUTO_CLASSES if name not in config.get("auto_map", {})]:
         raise ValueError(
-            f"{folder / CONFIG_NAME} does not say which class {missing[0]} loads. Load the model with mm1_hf imported and "
+            f"{folder / CONFIG_NAME} does not say which class {missing[0]} loads. Import mm1_hf, load the model and "
             "save it again."
         )
 
@@ -170,10 +182,13 @@ def _check_parts(model: MM1ForConditionalGeneration, processor: MM1Processor) ->
     config = model.config
     if not isinstance(processor, MM1Processor):
         raise ValueError(
-            f"The folder's processor is a {type(processor).__name__}; save an MM1Processor with the model."
+            f"The processor in the folder is a {type(processor).__name__}, but must be an MM1Processor. Save one with "
+            "the model."
         )
     if processor.chat_template is None:
-        raise ValueError("The processor has no chat template; set processor.chat_template and save it again.")
+        raise ValueError(
+            "The processor has no chat template. Set processor.chat_template and save the processor again."
+        )
     side = config.connector_config.grid_size * config.vision_config.patch_size
     size = processor.image_processor.size
     pairs = [
@@ -189,14 +204,14 @@ def _check_parts(model: MM1ForConditionalGeneration, processor: MM1Processor) ->
     for name, value, other, expected in pairs:
         if value != expected:
             raise ValueError(
-                f"The processor's {name} is {value}, the model's {other} {expected}. Save the processor that the model was "
-                "trained with."
+                f"The processor's {name} is {value}, but the model's {other} is {expected}. Save the processor that "
+                "the model was trained with."
             )
     rows = cast(int, model.get_input_embeddings().num_embeddings)
     if len(processor.tokenizer) > rows:
         raise ValueError(
-            f"The tokenizer has {len(processor.tokenizer)} tokens, the model {rows} embeddings. Save the tokenizer that the "
-            "model was trained with."
+            f"The tokenizer has {len(processor.tokenizer)} tokens, but the model has only {rows} embeddings. Save the "
+            "tokenizer that the model was trained with."
         )
 
 
@@ -205,12 +220,12 @@ def _read_adapter(folder: Path) -> Repository:
     base = config.get("base_model_name_or_path")
     if not base:
         raise ValueError(
-            f"{folder / ADAPTER_CONFIG_NAME} does not name its base model; set base_model_name_or_path to its Hub id."
+            f"{folder / ADAPTER_CONFIG_NAME} does not name its base model. Set base_model_name_or_path to its Hub id."
         )
     if Path(base).exists():
         raise ValueError(
-            f"The adapter's base model is the folder {base}, which nobody else has. Publish it, and set "
-            f"base_model_name_or_path in {folder / ADAPTER_CONFIG_NAME} to its Hub id."
+            f"The adapter's base model is the local folder {base}, which others cannot load. Publish the base model, "
+            f"and set base_model_name_or_path in {folder / ADAPTER_CONFIG_NAME} to its Hub id."
         )
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ValueError(f"{folder} holds no {ADAPTER_WEIGHTS}. Save the adapter with save_pretrained.")
@@ -224,6 +239,6 @@ def _left_out(folder: Path, found: dict[str, Path]) -> tuple[str, ...]:
 
 
 def _first(names: list[str], number: int = 5) -> str:
-    """The first few, and how many more there are."""
+    """The first names, and the number of those that are not listed."""
     more = f" and {len(names) - number} more" if len(names) > number else ""
     return ", ".join(names[:number]) + more

@@ -1,35 +1,31 @@
-"""A row as one HTML page that needs nothing beside itself."""
+"""Writes a row as one self-contained HTML page."""
 
-import base64
-import io
 from collections.abc import Iterator
 from html import escape
 from itertools import groupby
 from pathlib import Path
 
-from PIL import Image
-
 from mm1_hf.inspection.rows import InspectedRow, Position, Reading, Tile
-from mm1_hf.reporting.page import write_html
+from mm1_hf.reporting.page import data_uri, write_html
 
 
-# Hues that tell the examples of a row apart.
+# One hue for each example of a row, so that neighbours have different colours.
 _HUES = (210, 30, 150, 285, 60, 345, 180, 120)
 
 
 def write_page(path: Path, row: InspectedRow) -> None:
     """
+    Writes a row as one self-contained HTML page.
+
     Args:
-        path: of the HTML file; its folder is made.
-        row: what is shown.
+        path: where to write the HTML file; missing folders are created.
+        row: the row to show.
     """
     sections = [f"<h1>{escape(row.title)}</h1>\n{_summary(row)}"]
     if row.images:
         sections.append(f"<h2>What the encoder sees</h2>\n{_images(row)}")
     sections += [_reading(row, reading) for reading in row.readings]
-    body = "\n".join(f"<section>\n{section}\n</section>" for section in sections)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_html(path, row.title, _STYLE, body)
+    write_html(path, row.title, sections, _STYLE)
 
 
 def _summary(row: InspectedRow) -> str:
@@ -39,7 +35,7 @@ def _summary(row: InspectedRow) -> str:
         "examples": f"{len(row.segments):,}",
         "images": f"{len(row.images):,}",
         "tiles": f"{len(row.tiles):,}",
-        "placeholders of a tile": f"{row.tokens_per_tile:,}",
+        "placeholders per tile": f"{row.tokens_per_tile:,}",
     }
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
     return f'<dl class="facts">{cells}</dl>'
@@ -68,20 +64,9 @@ def _images(row: InspectedRow) -> str:
 def _tile(row: InspectedRow, number: int, tile: Tile) -> str:
     places = [index for index, place in enumerate(row.readings[0].positions) if place.tile == number]
     return (
-        f'<div class="tile"><img src="{_data_uri(tile.picture)}" alt="tile {tile.name} of image {tile.image}">'
+        f'<div class="tile"><img src="{data_uri(tile.picture)}" alt="tile {tile.name} of image {tile.image}">'
         f'<span class="where">{tile.name}</span><span class="places">{places[0]:,}&ndash;{places[-1]:,}</span></div>'
     )
-
-
-def _data_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    # Tiles of photographs would make pages of many megabytes as PNG.
-    if max(image.size) > 128:
-        image.save(buffer, format="JPEG", quality=88)
-    else:
-        image.save(buffer, format="PNG")
-    kind = "jpeg" if max(image.size) > 128 else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def _reading(row: InspectedRow, reading: Reading) -> str:
@@ -96,15 +81,15 @@ def _reading(row: InspectedRow, reading: Reading) -> str:
         start += len(block)
     return (
         f"<h2>Labels of {escape(reading.name)}</h2>\n"
-        f"<p>{learned:,} of {len(positions):,} positions are learned ({learned / len(positions):.1%}).</p>\n{warnings}"
-        f'<p class="legend"><span class="t learned">learned</span><span class="t">context</span>'
+        f"<p>{learned:,} of {len(positions):,} positions are targets ({learned / len(positions):.1%}).</p>\n{warnings}"
+        f'<p class="legend"><span class="t learned">target</span><span class="t">context</span>'
         f'<span class="t image">placeholders</span><span class="t indicator">indicator</span>'
-        f'<span class="t wrong">learned, and should not be</span></p>\n{_strip(row, positions)}\n{"".join(blocks)}'
+        f'<span class="t wrong">target by mistake</span></p>\n{_strip(row, positions)}\n{"".join(blocks)}'
     )
 
 
 def _strip(row: InspectedRow, positions: tuple[Position, ...]) -> str:
-    """The whole row as a bar: its examples in their hues, images and what is learned below."""
+    """Two bars that show the whole row: the examples in their hues, and below them the kinds of positions."""
     bars = []
     for lane, likeness in (
         ("examples", lambda place: ("segment", place.segment)),
@@ -149,7 +134,7 @@ def _tokens(row: InspectedRow, block: list[Position], start: int) -> Iterator[st
             learned = sum(place.learned for place in places)
             yield (
                 f'<span class="t {"wrong" if learned else "image"}" title="positions {index} to {index + len(places) - 1}">'
-                f'<img src="{_data_uri(shown.picture.resize((24, 24)))}" alt="">image {shown.image}, {shown.name} '
+                f'<img src="{data_uri(shown.picture.resize((24, 24)))}" alt="">image {shown.image}, {shown.name} '
                 f"&times; {len(places)}</span>"
             )
         else:
@@ -159,31 +144,24 @@ def _tokens(row: InspectedRow, block: list[Position], start: int) -> Iterator[st
 
 def _token(place: Position, index: int) -> str:
     text = escape(place.text).replace("\n", '<i class="newline">&#8629;</i>\n') or "&empty;"
-    target = f"label {place.label}" if place.learned else "not learned"
+    target = f"label {place.label}" if place.learned else "not a target"
     title = f"position {index}, token {place.token_id}, {target}"
     return f'<span class="t {_class(place)}" title="{title}">{text}</span>'
 
 
 _STYLE = """\
-:root { color-scheme: light dark; --text: #1d2430; --muted: #5c6675; --page: #fbfbfc; --panel: #eef1f5; --line: #d5dae2;
-  --learned: #bfe8cd; --image: #cfe0fa; --indicator: #e7d6f5; --wrong: #b3372f; --tint: 94%; --edge: 48%; }
+:root { --learned: #bfe8cd; --image: #cfe0fa; --indicator: #e7d6f5; --wrong: #b3372f; --tint: 94%; --edge: 48%; }
 @media (prefers-color-scheme: dark) {
-  :root { --text: #e6e9ee; --muted: #a0a9b8; --page: #15181d; --panel: #20252d; --line: #343b46;
-    --learned: #1f5b38; --image: #27456f; --indicator: #4d3566; --wrong: #c8453b; --tint: 14%; --edge: 60%; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 72rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-section { margin-bottom: 2.75rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin: 0 0 0.5rem; }
+  :root { --learned: #1f5b38; --image: #27456f; --indicator: #4d3566; --wrong: #c8453b; --tint: 14%; --edge: 60%; } }
+main { max-width: 72rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; overflow-wrap: anywhere; }
 h3 { font-size: 0.85rem; font-weight: 600; color: var(--muted); margin: 0 0 0.4rem; overflow-wrap: anywhere; }
 p { margin: 0 0 0.8rem; }
 .facts { display: flex; flex-wrap: wrap; gap: 0.5rem 2.25rem; margin: 0; }
 .facts dt { color: var(--muted); font-size: 0.85rem; }
 .facts dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
 .figures { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 1.5rem; }
-figure { margin: 0; flex: 1 0 100%; }
+figure { flex: 1 0 100%; }
 .whole { flex: 0 1 11rem; } .whole figcaption { font-size: 0.85rem; }
 figcaption { margin-bottom: 0.5rem; color: var(--muted); }
 figcaption b { color: var(--text); }

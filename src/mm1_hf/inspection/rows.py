@@ -1,4 +1,4 @@
-"""A training row taken apart: its tokens, labels and segments, and the tiles that stand behind its placeholders."""
+"""The contents of a training row: its tokens, labels and segments, and the tiles that its placeholders stand for."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -19,22 +19,22 @@ from mm1_hf.model.tiling import ImageLayout
 Kind = Literal["text", "image", "indicator", "padding"]
 
 _INDEX_INDICATOR = re.compile(r"\(\d+, \d+, \d+\)")
-# Tokens before an image that are tried for an indicator.
+# Number of tokens before a tile that are searched for its indicator.
 _LONGEST_INDICATOR = 24
 
 
 @dataclass(frozen=True)
 class Position:
     """
-    One place of a row.
+    One position of a row.
 
     Args:
-        token_id: the token's.
-        text: what it stands for. Of a character that takes several tokens, the last one has it.
-        label: what the model is to say there, -100 where nothing is learned.
-        segment: which example of the row it belongs to, from 1; 0 for padding.
-        kind: `"image"` is a placeholder, `"indicator"` the text that says where its tile is.
-        tile: of a placeholder, the index of its tile in `pixel_values`.
+        token_id: id of the token.
+        text: text of the token. If a character takes several tokens, it is the text of the last one.
+        label: token id that is the target, or -100 if the position is not a target.
+        segment: number of the example in the row, counted from 1; 0 for padding.
+        kind: `"image"` for a placeholder, `"indicator"` for the text that says where a tile is.
+        tile: index in `pixel_values` of the tile that a placeholder stands for; `None` for other positions.
     """
 
     token_id: int
@@ -46,7 +46,7 @@ class Position:
 
     @property
     def learned(self) -> bool:
-        """Whether the loss counts it."""
+        """Whether the position is a target, which counts in the loss."""
         return self.label != IGNORED
 
 
@@ -56,8 +56,8 @@ class Reading:
     A row's tokens with the labels that one collator gives them.
 
     Args:
-        name: whose labels they are.
-        positions: of the whole row, padding at its end.
+        name: origin of the labels, `"mm1"` or `"trl"`.
+        positions: all positions of the row, including the padding at its end.
     """
 
     name: str
@@ -65,16 +65,16 @@ class Reading:
 
     def count(self, kind: Kind, learned: bool = False) -> int:
         """
-        Places of a kind.
+        Counts the positions of a kind.
 
         Args:
-            kind: which.
-            learned: only those that are learned.
+            kind: the kind to count.
+            learned: whether to count only targets.
         """
         return sum(place.kind == kind and (place.learned or not learned) for place in self.positions)
 
     def runs(self) -> Iterator[list[Position]]:
-        """Neighbours that are alike in segment, kind, tile and whether they are learned."""
+        """Yields runs of neighbouring positions that agree in segment, kind, tile and whether they are targets."""
 
         def likeness(place: Position) -> tuple:
             return place.segment, place.kind, place.tile, place.learned
@@ -83,17 +83,17 @@ class Reading:
 
     @property
     def warnings(self) -> list[str]:
-        """What is learned and should not be."""
+        """Which positions are targets but should not be, with their number."""
         first = [
             place.learned
             for previous, place in zip((None, *self.positions), self.positions, strict=False)
             if place.segment and (previous is None or previous.segment != place.segment)
         ]
         found = {
-            "image placeholders are learned, as if the model were to write them": self.count("image", True),
-            "tile indicators are learned, which the image processor writes": self.count("indicator", True),
-            "padding is learned": self.count("padding", True),
-            "first tokens of segments are learned, which nothing before them tells": sum(first),
+            "image placeholders are targets, although the model never writes them": self.count("image", True),
+            "tile indicators are targets, although the processor writes them": self.count("indicator", True),
+            "padding positions are targets": self.count("padding", True),
+            "first tokens of segments are targets, although nothing before them predicts them": sum(first),
         }
         return [f"{what}: {number:,}" for what, number in found.items() if number]
 
@@ -104,10 +104,10 @@ class Tile:
     A tile as the encoder sees it.
 
     Args:
-        image: the index of its image in the row.
-        row: from 1; 0 for the overview.
-        col: from 1; 0 for the overview.
-        picture: its pixels, no longer normalised.
+        image: index of the tile's image in the row.
+        row: row in the image's grid, counted from 1; 0 for the overview.
+        col: column in the image's grid, counted from 1; 0 for the overview.
+        picture: the tile's pixels, with the normalisation undone.
     """
 
     image: int
@@ -117,7 +117,7 @@ class Tile:
 
     @property
     def name(self) -> str:
-        """Where it is in its image's grid."""
+        """The tile's row and column in its image's grid, such as `"1,2"`, or `"overview"`."""
         return f"{self.row},{self.col}" if self.row else "overview"
 
 
@@ -127,9 +127,9 @@ class RowImage:
     An image of a row.
 
     Args:
-        height: in pixels, as it came.
-        width: in pixels, as it came.
-        layout: what becomes of it.
+        height: original height in pixels.
+        width: original width in pixels.
+        layout: how the image is scaled and cut into tiles.
     """
 
     height: int
@@ -143,12 +143,12 @@ class InspectedRow:
     A row as the model sees it.
 
     Args:
-        title: where it comes from.
-        segments: the names of its examples, in order.
-        images: in reading order.
-        tiles: in the order of `pixel_values`.
-        readings: its tokens, once for every way to label them.
-        tokens_per_tile: placeholders of a tile.
+        title: where the row comes from.
+        segments: names of the row's examples, in order.
+        images: images of the row, in reading order.
+        tiles: tiles of all images, in the order of `pixel_values`.
+        readings: the row's tokens with their labels, once for every origin of the labels.
+        tokens_per_tile: number of placeholders per tile.
     """
 
     title: str
@@ -168,22 +168,24 @@ def read_tokens(
     num_tiles: int,
 ) -> Reading:
     """
+    Determines the text, kind and tile of each token of a row.
+
     Args:
-        name: whose labels these are.
-        processor: the model's own.
-        input_ids: `(sequence,)`.
-        labels: `(sequence,)`, -100 where nothing is learned.
-        segments: `(sequence,)`, 0 for padding.
-        num_tiles: tiles of the row.
+        name: origin of the labels, `"mm1"` or `"trl"`.
+        processor: the model's processor.
+        input_ids: token ids, `(sequence,)`.
+        labels: `(sequence,)`, -100 for tokens that are not targets.
+        segments: `(sequence,)`, number of each token's example in the row; 0 for padding.
+        num_tiles: number of tiles of the row.
 
     Raises:
-        ValueError: tiles and placeholders do not fit each other.
+        ValueError: the number of placeholders does not match the number of tiles.
     """
     places = [index for index, token in enumerate(input_ids) if token == processor.image_token_id]
     if len(places) != num_tiles * processor.num_image_tokens:
         raise ValueError(
-            f"The row has {len(places)} placeholders, and {num_tiles} tiles of {processor.num_image_tokens} tokens: the "
-            "processor is not the one of this data, or text spells placeholders."
+            f"The row has {len(places)} placeholders, but {num_tiles} tiles of {processor.num_image_tokens} tokens "
+            "each. Use the processor that made the row, and remove placeholder tokens from the row's text."
         )
     tile_of = {place: number // processor.num_image_tokens for number, place in enumerate(places)}
     indicators = _indicators(processor, input_ids, places, segments)
@@ -206,7 +208,7 @@ def _texts(processor: MM1Processor, input_ids: Sequence[int]) -> Iterator[str]:
     for token in input_ids:
         waiting.append(token)
         text = processor.tokenizer.decode(waiting)
-        # No character takes more than four bytes.
+        # A character has at most four bytes, so it takes at most four tokens.
         if text.endswith("\ufffd") and len(waiting) < 4:
             yield ""
         else:
@@ -217,7 +219,7 @@ def _texts(processor: MM1Processor, input_ids: Sequence[int]) -> Iterator[str]:
 def _indicators(
     processor: MM1Processor, input_ids: Sequence[int], places: list[int], segments: Sequence[int]
 ) -> set[int]:
-    """Places of the text that says where the tiles are: before each tile, or between two that belong together."""
+    """Indices of the tokens that say where a tile is: before each tile, or between two tiles of the same image."""
     style = processor.image_processor.tiling_config().indicators
     starts = places[:: processor.num_image_tokens]
     if style == "none" or not starts:
@@ -231,7 +233,7 @@ def _indicators(
             if segments[begin] != segments[start]:
                 break
             if pattern.search(processor.tokenizer.decode(input_ids[begin:start])):
-                # A separator stands between two tiles, where nothing else does.
+                # A separator fills the gap between two tiles; a match that begins later is ordinary text.
                 if style == "index" or begin == earliest:
                     found.update(range(begin, start))
                 break
@@ -242,12 +244,12 @@ def read_tiles(
     images: Sequence[RowImage], pixel_values: torch.Tensor | None, image_processor: MM1ImageProcessor
 ) -> tuple[Tile, ...]:
     """
-    A row's tiles as pictures.
+    Turns the tiles of a row back into pictures.
 
     Args:
-        images: of the row, in reading order.
-        pixel_values: `(tiles, 3, tile, tile)`; `None` without images.
-        image_processor: the model's own.
+        images: images of the row, in reading order.
+        pixel_values: `(tiles, 3, tile_size, tile_size)`; `None` if the row has no images.
+        image_processor: the model's image processor.
     """
     before = image_processor.tiling_config().overview == "before"
     places: list[tuple[int, int, int]] = []
@@ -265,7 +267,7 @@ def read_tiles(
 
 
 def _picture(tile: torch.Tensor, image_processor: MM1ImageProcessor) -> Image.Image:
-    """A tile `(3, tile, tile)` before it was normalised."""
+    """Undoes the normalisation of a tile, `(3, tile_size, tile_size)`."""
     levels = tile.numpy()
     if tile.dtype != torch.uint8:
         if image_processor.do_normalize:

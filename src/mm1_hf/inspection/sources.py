@@ -1,4 +1,4 @@
-"""Where the rows that one looks at come from: chats in TRL's columns, documents of any layout, a mixture's packed rows."""
+"""Builds rows to inspect from chats in TRL's columns, documents of any layout, or the packed rows of a mixture."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,15 @@ from mm1_hf.data.readers import read, read_records
 from mm1_hf.inspection.rows import InspectedRow, RowImage, read_tiles, read_tokens
 from mm1_hf.model.processing_mm1 import MM1Processor
 from mm1_hf.model.tiling import image_layout, sample_layouts
-from mm1_hf.training import pretraining, sft
 from mm1_hf.training.resolution import connector_for
-from mm1_hf.training.settings import build_mixture, split_images
+from mm1_hf.training.runs import build_mixture, split_images
+from mm1_hf.training.settings import RunSettings, build_recipe
 
 
 CHAT = "chat"
 Labels = Literal["mm1", "trl"]
 
-# Longer than any row: a document is looked at as a whole.
+# Longer than any document, so that a document is inspected as a whole.
 _ANY_LENGTH = 1 << 24
 
 
@@ -35,17 +35,17 @@ def inspect_chat(
     processor: MM1Processor, example: Mapping[str, Any], title: str, labels: Labels = "mm1"
 ) -> InspectedRow:
     """
-    An example in TRL's columns.
+    Inspects an example in TRL's columns.
 
     Args:
-        processor: the model's own.
-        example: `messages`, `prompt` and `completion`, or `text`; with pictures, where there are any, in `images` or in the
-            parts of messages.
-        title: where it comes from.
-        labels: `"trl"` shows the labels of TRL's collator, with its own defaults, beside those of [`MM1Collator`].
+        processor: the model's processor.
+        example: record with `messages`, with `prompt` and `completion`, or with `text`. Its images, if it has any, are
+            in `images` or in the parts of its messages.
+        title: where the example comes from.
+        labels: `"trl"` shows the labels of TRL's collator with its default settings, beside those of [`MM1Collator`].
 
     Raises:
-        ValueError: columns that MM1Collator cannot read, or TRL is asked for and not installed.
+        ValueError: MM1Collator cannot read the columns, or `labels` is `"trl"` and TRL is not installed.
     """
     example = _gathered(example, title)
     batches = {"mm1": MM1Collator(processor)([_copied(example)])}
@@ -74,7 +74,7 @@ def inspect_chat(
 
 
 def _gathered(example: Mapping[str, Any], title: str) -> dict[str, Any]:
-    """An example whose pictures all stand beside its messages, in reading order."""
+    """Returns the example with all its images in `images`, in reading order, and none in the parts of its messages."""
     beside, images = iter(images_of(example)), []
     columns = {name: value for name, value in example.items() if name not in ("image", FOLDER)}
     for name in ("messages", "prompt", "completion"):
@@ -97,7 +97,7 @@ def _gathered(example: Mapping[str, Any], title: str) -> dict[str, Any]:
 
 
 def _copied(example: dict[str, Any]) -> dict[str, Any]:
-    """TRL's collator changes what it is given. Pictures are shared."""
+    """Copies an example, because TRL's collator changes its input. The images themselves are not copied."""
     columns = {name: copy.deepcopy(value) for name, value in example.items() if name != "images"}
     return columns | {"images": list(example["images"])}
 
@@ -106,23 +106,23 @@ def _trl_batch(processor: MM1Processor, example: dict[str, Any]) -> dict[str, to
     try:
         from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
     except ImportError as error:
-        raise ValueError("TRL's labels are made by TRL, which is not installed: pip install trl") from error
-    # SFTTrainer's own choice for data of a prompt and a completion.
+        raise ValueError("The labels 'trl' need TRL, which is not installed: run pip install trl") from error
+    # SFTTrainer makes the same choice for data with a prompt and a completion.
     collator = DataCollatorForVisionLanguageModeling(processor, completion_only_loss="completion" in example)
     return collator([example])
 
 
 def inspect_document(processor: MM1Processor, document: Document) -> InspectedRow:
     """
-    A document as pre-training learns it, or a conversation as fine-tuning does, whole: in a row it may be cut or have
-    neighbours.
+    Inspects a document as pre-training encodes it, or a conversation as fine-tuning encodes it. It is shown as a
+    whole; in a packed row it may be cut into pieces and share the row with others.
 
     Args:
-        processor: the model's own.
-        document: any.
+        processor: the model's processor.
+        document: the document or conversation.
 
     Raises:
-        Unusable: nothing to learn, or an image that is broken.
+        Unusable: the document has no targets, or one of its images is broken.
     """
     encoder = (ChatEncoder if isinstance(document, Chat) else ExampleEncoder)(processor, _ANY_LENGTH)
     (pieces,) = encoder.encode([document])
@@ -135,16 +135,16 @@ def inspect_packed(
     encoder: ExampleEncoder, examples: Sequence[Example], sequence_length: int, title: str
 ) -> InspectedRow:
     """
-    Examples that share a row.
+    Inspects a row of examples.
 
     Args:
-        encoder: which made them.
-        examples: in their order.
-        sequence_length: positions of the row.
-        title: where it comes from.
+        encoder: the encoder that made the examples.
+        examples: examples of the row, in order.
+        sequence_length: number of positions of the row.
+        title: where the row comes from.
 
     Raises:
-        Unusable: an image that is broken.
+        Unusable: an image is broken.
     """
     processor = encoder.processor
     config = processor.image_processor.tiling_config()
@@ -172,25 +172,25 @@ def inspect_data(
     labels: Labels = "mm1",
 ) -> InspectedRow:
     """
-    A row of any data set.
+    Inspects a record of a data set.
 
     Args:
-        model: a saved model's folder or Hub id; only its processor is read.
-        data: a file, folder, pattern or Hub id, as [`mm1_hf.data.readers.read`] takes them.
+        model: folder or Hub id of a saved model; only its processor is loaded.
+        data: file, folder, pattern or Hub id of the data set, as for [`mm1_hf.data.readers.read`].
         layout: `"chat"` for TRL's columns, or a name in [`mm1_hf.data.layouts.LAYOUTS`].
-        split: of the data set.
-        row: its number, from 0.
+        split: split of the data set.
+        row: index of the record, counted from 0.
         labels: see [`inspect_chat`].
 
     Raises:
-        ValueError: there is no such layout or row, the row cannot be read, or TRL's labels are asked for documents.
+        ValueError: there is no such layout or record, the record cannot be read, or `labels` is `"trl"` for documents.
     """
     processor = AutoProcessor.from_pretrained(model)
     title = f"row {row} of {data}"
     if layout != CHAT:
         if labels == "trl":
             raise ValueError(
-                f"TRL's trainers read chats, not documents: leave out layout {layout!r}, or TRL's labels."
+                f"TRL's trainers read chats, not documents: leave out layout {layout!r}, or the labels 'trl'."
             )
         records = read(data, layout, split=split)
         return inspect_document(processor, LAYOUTS[layout](_record(records, row, data), title))
@@ -204,39 +204,35 @@ def inspect_data(
 def _record(records: Any, row: int, data: str | Path) -> Mapping[str, Any]:
     found = next(islice(records, row, None), None)
     if found is None:
-        raise ValueError(f"{data} has no row {row}; it has {len(records)}, counted from 0.")
+        raise ValueError(f"{data} has no row {row}; it has {len(records)} row(s), counted from 0.")
     return found
 
 
 def _without_empty(value: Any) -> Any:
-    """Without the entries that tables fill up with nothing, so that a text part has no `image`."""
+    """Removes `None` entries, which tables add to give all parts the same columns: a text part has no `image`."""
     if isinstance(value, dict):
         return {name: _without_empty(entry) for name, entry in value.items() if entry is not None}
     return [_without_empty(entry) for entry in value] if isinstance(value, list) else value
 
 
-def inspect_mixture(settings: pretraining.PretrainingSettings | sft.SFTSettings, row: int = 0) -> InspectedRow:
+def inspect_mixture(settings: RunSettings, row: int = 0) -> InspectedRow:
     """
     A packed row of a run, as a single device reads it.
 
     Args:
-        settings: as `load_settings` of [`mm1_hf.training.pretraining`] or of [`mm1_hf.training.sft`] reads them.
-        row: its number, from 0.
+        settings: a `PretrainingSettings` or `SFTSettings` of [`mm1_hf.training.settings`].
+        row: index of the row, counted from 0.
 
     Raises:
         ValueError: settings that do not fit each other, the model or the data.
     """
     processor = AutoProcessor.from_pretrained(settings.model)
     config = AutoConfig.from_pretrained(settings.model)
-    if isinstance(settings, sft.SFTSettings):
-        stage, kind = sft.build_recipe(settings, config), ChatEncoder
-    else:
-        stage, kind = pretraining.build_recipe(settings, config), ExampleEncoder
+    stage = build_recipe(settings, config)
     split_images(processor, stage.data)
-    # As fit_tiles does it to the run's model, which is not loaded here.
+    # `fit_tiles` does the same to a run's model, which is not loaded here.
     processor.num_image_tokens = cast(int, connector_for(config, processor.image_processor.size["height"]).num_tokens)
-    encoder = kind(processor, stage.data.sequence_length, stage.data.max_images)
-    mixture = build_mixture(settings, stage, encoder)
+    mixture = build_mixture(settings, stage, processor)
     mixture.split(0, 1, settings.rows_per_device)
     source, examples = next(islice(mixture.packed_examples(), row, None))
     title = f"row {row} of the mixture, from {source}"

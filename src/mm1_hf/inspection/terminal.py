@@ -1,4 +1,4 @@
-"""A row in the terminal."""
+"""Renders a row as text for the terminal."""
 
 import re
 import shutil
@@ -20,17 +20,17 @@ _STYLES = {
     "warning": "31",
 }
 
-# What a data set writes must not steer the terminal.
+# Control characters of a data set must not reach the terminal; their symbols are shown instead.
 _CONTROL = {code: chr(0x2400 + code) for code in range(32) if code != 10} | {127: "\u2421"}
 
 
 def render(row: InspectedRow, *, colour: bool) -> str:
     """
-    The row as text.
+    Renders a row as text.
 
     Args:
-        row: what is shown.
-        colour: with ANSI colours. Without them what is learned stands between ⟦ and ⟧, line by line.
+        row: the row to show.
+        colour: whether to use ANSI colours. Without them, the targets of each line are marked by ⟦ and ⟧.
     """
     sections = [_heading(row, colour)]
     if row.images:
@@ -88,7 +88,7 @@ def _reading(row: InspectedRow, reading: Reading, colour: bool) -> Iterator[str]
         if number
     )
     yield _styled(f"labels of {reading.name}", "heading", colour)
-    yield f"  {length:,} positions: {kinds}; {learned:,} learned ({learned / length:.1%})"
+    yield f"  {length:,} positions: {kinds}; {learned:,} targets ({learned / length:.1%})"
     for warning in reading.warnings:
         yield f"  ! {_styled(warning, 'warning', colour)}"
     flow = _Flow(colour)
@@ -105,7 +105,7 @@ def _reading(row: InspectedRow, reading: Reading, colour: bool) -> Iterator[str]
 
 
 def _run(row: InspectedRow, run: list[Position]) -> tuple[str, str, bool]:
-    """Its text and style, and whether lines may break inside."""
+    """The text and the style of a run of positions, and whether lines may break inside it."""
     kind = run[0].kind
     style = kind if not run[0].learned else "learned" if kind == "text" else "wrong"
     if kind == "image" and run[0].tile is not None:
@@ -124,7 +124,7 @@ def _styled(text: str, style: str, colour: bool) -> str:
 
 
 class _Flow:
-    """Text of several styles in lines as wide as the terminal."""
+    """Wraps text of several styles into lines that fit the terminal."""
 
     def __init__(self, colour: bool):
         self.colour = colour

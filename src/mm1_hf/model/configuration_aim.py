@@ -1,4 +1,4 @@
-"""Configuration of AIM, the reconstructive image encoder of MM1's ablation (MM1, section 3.2)."""
+"""Configuration of AIM, the image encoder with a reconstructive loss in MM1's ablations (MM1, section 3.2)."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,7 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 
-# Left out, it holds a value once the configuration is built: type checkers are told what can be read.
+# Type of a field that may be left unset and is filled in when the configuration is built: type checkers see the value
+# that is read later, which is not None.
 if TYPE_CHECKING:
     FilledInt = Any
 else:
@@ -16,24 +17,25 @@ else:
 @strict
 class AIMVisionConfig(PreTrainedConfig):
     r"""
-    Configuration of the encoder of AIM, version 1. The defaults are AIM-600M, of which MM1 uses the first 20 of 24 layers.
-    Version 2 is transformers' own `Aimv2VisionModel`.
+    Configuration of the encoder of AIM, version 1. The defaults are those of AIM-600M, except that only the first 20
+    of its 24 layers are built, as in MM1. For version 2, use transformers' `Aimv2VisionModel`.
 
     Args:
         hidden_size (`int`, defaults to 1536): width of the encoder.
-        intermediate_size (`int`, *optional*): hidden width of the feed-forward layers; unset, four times the encoder's.
-        num_hidden_layers (`int`, defaults to 20): layers.
-        num_attention_heads (`int`, defaults to 12): attention heads.
-        num_channels (`int`, defaults to 3): of the images.
+        intermediate_size (`int`, *optional*):
+            Hidden width of the feed-forward layers; unset, four times `hidden_size`.
+        num_hidden_layers (`int`, defaults to 20): number of layers.
+        num_attention_heads (`int`, defaults to 12): number of attention heads.
+        num_channels (`int`, defaults to 3): number of channels of the images.
         image_size (`int`, defaults to 224): side of a tile in pixels.
         patch_size (`int`, defaults to 14): side of a patch in pixels.
         hidden_act (`str`, defaults to `"gelu"`): activation of the feed-forward layers.
-        layer_norm_eps (`float`, defaults to 1e-6): added to the variance in the norms.
-        attention_dropout (`float`, defaults to 0.0): share of attention weights that training drops.
+        layer_norm_eps (`float`, defaults to 1e-6): small number added to the variance in the norms.
+        attention_dropout (`float`, defaults to 0.0): fraction of the attention weights dropped in training.
         initializer_range (`float`, defaults to 0.02): standard deviation of the initial weights.
 
     Raises:
-        ValueError: a width that its heads or the two axes' sines and cosines do not divide.
+        ValueError: `hidden_size` is not a multiple of `num_attention_heads` and of 4.
 
     Example:
 
@@ -69,20 +71,20 @@ class AIMVisionConfig(PreTrainedConfig):
             "AutoModel": "modeling_aim.AIMVisionModel",
         }
         super().__post_init__(**kwargs)
-        # Here too, because what `@strict` raises afterwards is no ValueError.
+        # `@strict` checks this again afterwards, but its error is not a ValueError.
         self.validate_architecture()
 
     def validate_architecture(self):
         """
-        Checks that the width can be divided; part of `@strict`'s validation.
+        Checks that the width can be divided among the heads and the position embedding. `@strict` also calls it.
 
         Raises:
-            ValueError: it cannot.
+            ValueError: `hidden_size` is not a multiple of `num_attention_heads` and of 4.
         """
         if self.hidden_size % self.num_attention_heads or self.hidden_size % 4:
             raise ValueError(
-                f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads} and "
-                "of 4: the position embedding has a sine and a cosine for each of two axes."
+                f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads} "
+                "and of 4: the position embedding has a sine and a cosine for each of two axes."
             )
 
 

@@ -1,4 +1,4 @@
-"""Configurations of MM1: the whole model, its connector and its own decoder."""
+"""Configurations of MM1: of the whole model, of its connector and of the `mm1_text` decoder."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,14 @@ from .configuration_aim import AIMVisionConfig
 
 ConnectorType = Literal["c_abstractor", "average", "attention", "linear", "mlp"]
 
-# The connectors that keep one token per patch (MM1 ablates only reducing ones; these answer "is the reduction worth it?").
+# The connectors that keep one token per patch. MM1 ablates only connectors that reduce the tokens; these are here to
+# measure what the reduction costs.
 _UNREDUCED = ("linear", "mlp")
 _PAPER_TOKENS = 144
 _PRESETS = Path(__file__).parent / "presets"
 
-# Fields that may be left out, and hold a value once the configuration is built and fitted. `@strict` checks what is given;
-# type checkers are told what can be read.
+# Types of fields that may be left unset and are filled in when the configuration is built. `@strict` checks the value
+# that was given, which may be None; type checkers see the value that is read later, which is not None.
 if TYPE_CHECKING:
     Part = FilledInt = FilledBool = FilledRope = Any
 else:
@@ -31,31 +32,32 @@ else:
 @strict
 class MM1ConnectorConfig(PreTrainedConfig):
     r"""
-    Configuration of the part between the image encoder and the decoder (MM1, section 3.2).
+    Configuration of the connector between the image encoder and the decoder (MM1, section 3.2).
 
     Args:
         connector_type (`str`, defaults to `"c_abstractor"`):
-            `"c_abstractor"` (MM1's final choice, after Honeybee), `"average"` and `"attention"` reduce a tile's patches
-            to `num_tokens`; `"linear"` and `"mlp"` keep one token per patch.
+            `"c_abstractor"` (MM1's final choice, taken from Honeybee), `"average"` and `"attention"` reduce a tile's
+            patches to `num_tokens` tokens; `"linear"` and `"mlp"` keep one token per patch.
         num_tokens (`int`, *optional*):
             Image tokens per tile. Unset, it is the paper's 144 for the reducing connectors and the number of patches
-            for the others. `"c_abstractor"` and `"average"` need a square number; as many as there are patches means
-            no reduction.
+            for the others. `"c_abstractor"` and `"average"` need a square number. If it equals the number of patches,
+            nothing is reduced.
         depth (`int`, defaults to 3):
-            C-Abstractor only: convolution blocks before the pooling, and again after it (0 to 3). 0 leaves the pooling
-            and the read-out.
-        hidden_size (`int`, defaults to 1024): C-Abstractor only: channels of its convolutions.
-        num_attention_heads (`int`, defaults to 16): attention pooling only.
-        vision_hidden_size (`int`, *optional*): width of the patches. [`MM1Config`] fills it in.
+            C-Abstractor only: number of convolution blocks before the pooling, and the same number after it (0 to 3).
+            With 0, only the position embedding, the pooling and the read-out remain.
+        hidden_size (`int`, defaults to 1024): C-Abstractor only: number of channels of its convolutions.
+        num_attention_heads (`int`, defaults to 16): attention pooling only: number of attention heads.
+        vision_hidden_size (`int`, *optional*): width of the encoder's patches. [`MM1Config`] fills it in.
         text_hidden_size (`int`, *optional*): width of the decoder. [`MM1Config`] fills it in.
         grid_size (`int`, *optional*):
-            Patches along one side of a tile at the configured resolution. [`MM1Config`] fills it in. The C-Abstractor's
-            position embedding has this grid and is interpolated for any other.
+            Number of patches along one side of a tile at the configured resolution. [`MM1Config`] fills it in. The
+            C-Abstractor stores its position embedding for this grid and interpolates it for any other grid.
         initializer_range (`float`, defaults to 0.02):
-            Standard deviation of the initial position embedding and queries (Honeybee's truncated normal).
+            Standard deviation of the truncated normal distribution, as in Honeybee, that initialises the position
+            embedding and the queries.
 
     Raises:
-        ValueError: a depth outside 0 to 3, a number of tokens that the connector cannot produce.
+        ValueError: the depth is not 0 to 3, another size is below 1, or the connector cannot produce `num_tokens`.
 
     Example:
 
@@ -88,20 +90,20 @@ class MM1ConnectorConfig(PreTrainedConfig):
         if self.num_tokens is None and self.connector_type not in _UNREDUCED:
             self.num_tokens = _PAPER_TOKENS
         super().__post_init__(**kwargs)
-        # Here too, because what `@strict` raises afterwards is no ValueError.
+        # `@strict` checks this again afterwards, but its error is not a ValueError.
         self.validate_architecture()
 
     def validate_architecture(self):
         """
-        Checks what the connector's own fields say of each other; part of `@strict`'s validation.
+        Checks that the connector's own fields are valid and fit each other. `@strict` also calls it.
 
         Raises:
-            ValueError: they contradict each other.
+            ValueError: a field is invalid, or two fields contradict each other.
         """
         if not 0 <= self.depth <= 3:
-            raise ValueError(f"The connector's depth is {self.depth}; give 0, 1, 2 or 3 (the paper's).")
+            raise ValueError(f"The connector's depth is {self.depth}; it must be 0, 1, 2 or 3 (3 is the paper's).")
         if self.num_tokens is not None and self.num_tokens < 1:
-            raise ValueError(f"A tile becomes at least one token; got num_tokens={self.num_tokens}.")
+            raise ValueError(f"num_tokens={self.num_tokens} must be at least 1: every tile gives at least one token.")
         _require_positive(self, "hidden_size", "num_attention_heads")
         if self.connector_type in ("c_abstractor", "average") and round(self.num_tokens**0.5) ** 2 != self.num_tokens:
             raise ValueError(
@@ -111,15 +113,16 @@ class MM1ConnectorConfig(PreTrainedConfig):
 
     def fit(self, vision_hidden_size: int, text_hidden_size: int, grid_size: int) -> None:
         """
-        Takes over the sizes of the neighbouring parts.
+        Fills in the sizes that the encoder and the decoder determine.
 
         Args:
             vision_hidden_size: width of the encoder's patches.
             text_hidden_size: width of the decoder.
-            grid_size: patches along one side of a tile.
+            grid_size: number of patches along one side of a tile.
 
         Raises:
-            ValueError: a size was given before and differs, or the patches are too few for `num_tokens`.
+            ValueError: one of these sizes was already set to another value, `num_tokens` does not suit the number of
+                patches, or the attention heads do not divide the encoder's width.
         """
         for name, value in (
             ("vision_hidden_size", vision_hidden_size),
@@ -129,8 +132,8 @@ class MM1ConnectorConfig(PreTrainedConfig):
             given = getattr(self, name)
             if given is not None and given != value:
                 raise ValueError(
-                    f"connector_config.{name} is {given}, but the model's other parts make it {value}. Leave it out of "
-                    "the connector's configuration (it is filled in), or change the part that it should fit."
+                    f"connector_config.{name} is {given}, but the other parts of the model make it {value}. Leave it "
+                    "out of the connector's configuration, which is filled in, or change the part that should fit it."
                 )
             setattr(self, name, value)
         patches = grid_size**2
@@ -138,8 +141,8 @@ class MM1ConnectorConfig(PreTrainedConfig):
             if self.num_tokens not in (None, patches):
                 raise ValueError(
                     f"A {self.connector_type} connector keeps one token per patch, {patches} at this resolution; got "
-                    f"num_tokens={self.num_tokens}. Leave num_tokens out, or take 'c_abstractor', 'average' or "
-                    "'attention' to reduce."
+                    f"num_tokens={self.num_tokens}. Leave num_tokens out, or choose a connector that reduces the "
+                    "patches: 'c_abstractor', 'average' or 'attention'."
                 )
             self.num_tokens = patches
         elif self.num_tokens > patches:
@@ -150,62 +153,70 @@ class MM1ConnectorConfig(PreTrainedConfig):
         if self.connector_type == "attention" and vision_hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"Attention pooling splits the encoder's width {vision_hidden_size} over "
-                f"num_attention_heads={self.num_attention_heads}, which does not divide it."
+                f"num_attention_heads={self.num_attention_heads}, which does not divide it. Give a number of heads "
+                "that does."
             )
 
 
 @strict
 class MM1TextConfig(PreTrainedConfig):
     r"""
-    Configuration of MM1's decoder, dense or with sparse (mixture-of-experts) layers. Its field names are those of
-    transformers' own decoders. The defaults are the 1.2B ablation decoder; the paper gives parameter counts but no
-    shapes, so the shape is inferred from `12 * layers * width ** 2`.
+    Configuration of MM1's decoder, dense or with sparse (mixture-of-experts) layers. Its fields have the same names as
+    in transformers' decoders. The defaults are those of the ablations' 1.2B decoder; the paper gives parameter counts
+    but no shapes, so the shape is inferred from `12 * layers * width ** 2`.
 
     Args:
-        vocab_size (`int`, defaults to 32128): rows of the token embeddings and of the head.
+        vocab_size (`int`, defaults to 32128): number of rows of the token embeddings and of the head.
         hidden_size (`int`, defaults to 2048): width of the decoder.
         intermediate_size (`int`, defaults to 5632): hidden width of a dense feed-forward layer.
-        num_hidden_layers (`int`, defaults to 24): decoder layers.
-        num_attention_heads (`int`, defaults to 32): heads of the queries.
-        num_key_value_heads (`int`, *optional*): heads of keys and values; unset, `num_attention_heads`.
+        num_hidden_layers (`int`, defaults to 24): number of decoder layers.
+        num_attention_heads (`int`, defaults to 32): number of query heads.
+        num_key_value_heads (`int`, *optional*): number of key-value heads; unset, `num_attention_heads`.
         head_dim (`int`, *optional*): width of one attention head; unset, `hidden_size / num_attention_heads`.
         hidden_act (`str`, defaults to `"silu"`): activation of the feed-forward layers' gates.
-        max_position_embeddings (`int`, defaults to 4096): longest row in tokens that the positions are meant for.
+        max_position_embeddings (`int`, defaults to 4096): longest row, in tokens, that the decoder is meant for.
         initializer_range (`float`, defaults to 0.02): standard deviation of the initial weights.
-        rms_norm_eps (`float`, defaults to 1e-5): added to the mean square in the norms.
-        use_cache (`bool`, defaults to `True`): whether outputs carry `past_key_values` where a call does not say.
+        rms_norm_eps (`float`, defaults to 1e-5): small number added to the mean square in the norms.
+        use_cache (`bool`, defaults to `True`): whether a call that leaves `use_cache` unset returns `past_key_values`.
         tie_word_embeddings (`bool`, defaults to `False`): whether the head shares the embeddings' weight.
         rope_parameters (`dict`, *optional*):
-            Base and scaling of the rotary positions, as in transformers' decoders; unset, base 10,000, unscaled.
+            Base and scaling of the rotary positions, as in transformers' decoders; unset, base 10,000 without scaling.
         attention_bias (`bool`, defaults to `False`): bias in the query, key and value projections.
-        attention_output_bias (`bool`, *optional*): bias in the output projection; unset, as `attention_bias`.
-        attention_dropout (`float`, defaults to 0.0): share of attention weights that training drops.
+        attention_output_bias (`bool`, *optional*):
+            Bias in the output projection; unset, the value of `attention_bias`.
+        attention_dropout (`float`, defaults to 0.0): fraction of the attention weights dropped in training.
         qk_norm (`bool`, defaults to `False`): RMSNorm over each head of queries and keys, before the rotation.
-        num_experts (`int`, defaults to 0): experts of a sparse layer; 0 is a dense decoder.
-        num_experts_per_tok (`int`, defaults to 2): experts that each token is sent to (MM1, section 4.3: top-2).
+        num_experts (`int`, defaults to 0): number of experts in a sparse layer; 0 makes a dense decoder.
+        num_experts_per_tok (`int`, defaults to 2):
+            Number of experts that each token is sent to (MM1, section 4.3: top-2).
         moe_intermediate_size (`int`, *optional*): hidden width of one expert; unset, `intermediate_size`.
-        moe_layer_period (`int`, defaults to 2): every n-th layer is sparse: 2 makes layers 1, 3, 5, ... sparse.
+        moe_layer_period (`int`, defaults to 2): every n-th layer is sparse; 2 makes layers 1, 3, 5, ... sparse.
         norm_topk_prob (`bool`, defaults to `True`): whether the chosen experts' gates are rescaled to sum to 1.
         expert_capacity_factor (`float`, *optional*):
-            Limits each expert to `max(1, int(tokens * expert_capacity_factor / num_experts))` choices of a row of so many
-            tokens without padding; first choices go first, in the tokens' order, and a choice that finds no room counts
-            nothing. It holds in training and wherever a loss is computed, never in `generate()`. Unset, no choice is
-            dropped. MM1 leaves it open; AXLearn's default is 2.0.
+            Limits how many choices of one row each expert accepts, to
+            `max(1, int(tokens * expert_capacity_factor / num_experts))`, where `tokens` is the row's number of tokens
+            without padding. The first choices of all tokens come before the second choices, each in the order of the
+            tokens; a choice that finds its expert full is dropped. The limit applies in training and whenever a loss
+            is computed, never in `generate()`. Unset, no choice is dropped. MM1 does not state a value; AXLearn's
+            default is 2.0.
         output_router_logits (`bool`, defaults to `False`):
-            Whether outputs carry `router_logits` also where no loss is computed.
+            Whether a call that leaves `output_router_logits` unset returns `router_logits`, and `aux_loss` even
+            without labels.
         router_aux_loss_coef (`float`, defaults to 0.01):
-            weight of the load-balancing loss (MM1, section 4.3); 0 in a dense decoder, whatever is given.
+            Weight of the load-balancing loss (MM1, section 4.3). A dense decoder always sets it to 0.
         router_z_loss_coef (`float`, defaults to 0.001): weight of the router's z-loss (MM1, section 4.3).
-        aux_loss_reduction (`str`, defaults to `"sum"`): whether both are summed or averaged over the sparse layers.
+        aux_loss_reduction (`str`, defaults to `"sum"`):
+            Whether the router's two losses are summed (`"sum"`) or averaged (`"mean"`) over the sparse layers.
         z_loss_coef (`float`, defaults to 0.0):
-            Weight of the softmax z-loss, `mean(logsumexp(logits) ** 2)`. Inside an MM1, [`MM1Config`]'s counts.
+            Weight of the softmax z-loss, `mean(logsumexp(logits) ** 2)`. An MM1 uses the value in [`MM1Config`]
+            instead.
         pad_token_id (`int`, *optional*): the padding token; its embedding gets no gradient.
         bos_token_id (`int`, *optional*): the token that begins a text.
-        eos_token_id (`int` or `list[int]`, *optional*): the token or tokens that end one.
+        eos_token_id (`int` or `list[int]`, *optional*): the token or tokens that end a text.
 
     Raises:
-        ValueError: a size below 1, head counts that do not divide, more experts per token than experts, no room in the
-            experts.
+        ValueError: a size is below 1, the numbers of heads do not divide, `head_dim` is odd, or the number of experts,
+            their number per token, their capacity factor or their layer period is out of range.
 
     Example:
 
@@ -288,7 +299,7 @@ class MM1TextConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        # First, because the defaults below are computed from these.
+        # These checks come first, because the defaults below are computed from these fields.
         _require_positive(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
         _require_positive(self, "num_attention_heads", "num_key_value_heads", "head_dim", "moe_intermediate_size")
         if self.num_key_value_heads is None:
@@ -297,7 +308,7 @@ class MM1TextConfig(PreTrainedConfig):
             if self.hidden_size % self.num_attention_heads:
                 raise ValueError(
                     f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads="
-                    f"{self.num_attention_heads}. Give head_dim if the heads are to be of another width."
+                    f"{self.num_attention_heads}. Make it one, or give head_dim, the width of one head."
                 )
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.attention_output_bias is None:
@@ -309,13 +320,14 @@ class MM1TextConfig(PreTrainedConfig):
             "AutoModel": "modeling_mm1_text.MM1TextModel",
             "AutoModelForCausalLM": "modeling_mm1_text.MM1TextForCausalLM",
         }
-        # Rules that match nothing make transformers warn, so the plans name only what this decoder has.
+        # transformers warns about entries of a plan that match no module, so the plans list only modules that exist.
         absent = [] if self.qk_norm else [".q_norm", ".k_norm"]
-        # Of the plans transformers saves this one; a dense decoder's would stay with the sparse one made from it.
+        # transformers saves only this one of its plans with a configuration. The saved plan of a dense decoder, which
+        # is None, must not replace that of a sparse decoder made from it.
         kwargs.pop("base_model_ep_plan", None)
         if not self.num_experts:
             absent.append(".mlp.experts")
-            # TRL's trainers take any other for a sign of experts, and fail for want of them.
+            # With any other value, TRL's trainers expect `aux_loss` in the outputs, and fail because it is None.
             self.router_aux_loss_coef = 0.0
             self.base_model_ep_plan = None  # ty: ignore[invalid-attribute-access] -- read from the instance
         elif self.moe_layer_period == 1:
@@ -325,23 +337,23 @@ class MM1TextConfig(PreTrainedConfig):
             name: style for name, style in plan.items() if not any(part in name for part in absent)
         }
         super().__post_init__(**kwargs)
-        # Here too, because what `@strict` raises afterwards is no ValueError.
+        # `@strict` checks this again afterwards, but its error is not a ValueError.
         self.validate_architecture()
 
     def validate_architecture(self):
         """
-        Checks what the decoder's fields say of each other; part of `@strict`'s validation.
+        Checks that the decoder's fields are valid and fit each other. `@strict` also calls it.
 
         Raises:
-            ValueError: they contradict each other.
+            ValueError: a field is invalid, or two fields contradict each other.
         """
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} must be a multiple of "
-                f"num_key_value_heads={self.num_key_value_heads}: each key-value head serves a whole group of queries."
+                f"num_key_value_heads={self.num_key_value_heads}: each key-value head serves a group of query heads."
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: the rotary embedding turns pairs.")
+            raise ValueError(f"head_dim={self.head_dim} must be even: the rotary embedding rotates pairs of channels.")
         if self.num_experts < 0:
             raise ValueError(f"num_experts={self.num_experts} is negative; give 0 for a dense decoder.")
         if self.num_experts:
@@ -351,21 +363,22 @@ class MM1TextConfig(PreTrainedConfig):
                 )
             if self.expert_capacity_factor is not None and not self.expert_capacity_factor > 0:
                 raise ValueError(
-                    f"expert_capacity_factor={self.expert_capacity_factor} must be above 0 (2.0 gives each of top-2's "
-                    "choices room when all experts are used alike), or None to drop no choice."
+                    f"expert_capacity_factor={self.expert_capacity_factor} must be above 0, or None to drop no "
+                    "choice. With top-2 routing, 2.0 leaves room for every choice if the experts are chosen evenly."
                 )
             if not 1 <= self.moe_layer_period <= self.num_hidden_layers:
                 raise ValueError(
-                    f"moe_layer_period={self.moe_layer_period} makes no layer of {self.num_hidden_layers} sparse; give "
-                    f"a number from 1 (every layer) to {self.num_hidden_layers} (the last one)."
+                    f"moe_layer_period={self.moe_layer_period} makes no layer of {self.num_hidden_layers} sparse; "
+                    f"give a number from 1 (every layer) to {self.num_hidden_layers} (the last one)."
                 )
 
     def is_sparse_layer(self, layer_idx: int) -> bool:
         """
-        Whether a layer has experts: every 2 layers are 1, 3, 5, ...; every 4: 3, 7, ...
+        Whether a layer has experts. A `moe_layer_period` of 2 gives experts to layers 1, 3, 5, ...; one of 4 to layers
+        3, 7, ...
 
         Args:
-            layer_idx: counted from 0.
+            layer_idx: index of the layer, counted from 0.
         """
         return self.num_experts > 0 and (layer_idx + 1) % self.moe_layer_period == 0
 
@@ -373,30 +386,35 @@ class MM1TextConfig(PreTrainedConfig):
 @strict
 class MM1Config(PreTrainedConfig):
     r"""
-    Configuration of MM1: any image encoder, a connector and any decoder. The default is an MM1 of the ablations'
-    1.2B decoder behind the final model's image encoder (ViT-H/14 at 378 pixels, MM1, sections 3.2 and 4).
+    Configuration of MM1: any image encoder, a connector and any decoder. The default combines the 1.2B decoder of the
+    ablations with the final model's image encoder (ViT-H/14 at 378 pixels; MM1, sections 3.2 and 4).
 
     Args:
-        vision_config (`dict` or `PreTrainedConfig`, *optional*): any of transformers' vision encoders.
-        text_config (`dict` or `PreTrainedConfig`, *optional*): `mm1_text` or any of transformers' decoders.
-        connector_config (`dict` or [`MM1ConnectorConfig`], *optional*): see there.
-        image_token_id (`int`, defaults to 32000): the token that holds an image's place in the text.
+        vision_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of the image encoder: any vision transformer of transformers.
+        text_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of the decoder: `mm1_text` or any decoder of transformers.
+        connector_config (`dict` or [`MM1ConnectorConfig`], *optional*): configuration of the connector.
+        image_token_id (`int`, defaults to 32000): the placeholder token for images in the text.
         vision_feature_layer (`int`, defaults to -1):
-            Which of the encoder's hidden states feeds the connector; -1 is the last layer's. The layers behind it are not
-            built. The paper does not say which it took.
-        vision_feature_norm (`bool`, defaults to `False`): whether the encoder's final norm is applied to it.
+            Index of the encoder's hidden state that feeds the connector: 0 is the output of the embeddings, -1 that of
+            the last layer. Layers after this hidden state are not built. The paper does not say which hidden state it
+            uses.
+        vision_feature_norm (`bool`, defaults to `False`):
+            Whether the encoder's final norm is applied to that hidden state.
         z_loss_coef (`float`, defaults to 0.0):
-            Weight of the softmax z-loss `mean(logsumexp(logits) ** 2)` (MM1 uses one for its 30B model).
-        lm_head_bias (`bool`, defaults to `False`): whether the decoder's head has a bias, as Phi's has.
-        tie_word_embeddings (`bool`, *optional*): unset, as the decoder's configuration says.
+            Weight of the softmax z-loss `mean(logsumexp(logits) ** 2)` (MM1 uses this loss for its 30B model).
+        lm_head_bias (`bool`, defaults to `False`): whether the decoder's head has a bias, as in Phi.
+        tie_word_embeddings (`bool`, *optional*):
+            Whether the head shares the embeddings' weight; unset, the value in the decoder's configuration.
         pixel_mean (`list[float]`, *optional*):
-            Mean of each channel, of levels in 0..1, by which the model normalises tiles that come as uint8; those in
-            floating point come normalised. [`mm1_hf.assemble`] takes it from the image processor.
-        pixel_scale (`list[float]`, *optional*): standard deviation of each channel, likewise.
+            Mean of each channel, for pixel values scaled to 0..1. With it the model normalises uint8 tiles; tiles in
+            floating point must already be normalised. [`mm1_hf.assemble`] copies it from the image processor.
+        pixel_scale (`list[float]`, *optional*): standard deviation of each channel, used and copied like `pixel_mean`.
 
     Raises:
-        ValueError: parts that do not fit each other; one of `pixel_mean` and `pixel_scale` without the other, or not one
-            number per channel.
+        ValueError: the parts do not fit each other; only one of `pixel_mean` and `pixel_scale` is given, or one of
+            them does not hold one number per channel.
 
     Example:
 
@@ -429,7 +447,7 @@ class MM1Config(PreTrainedConfig):
         "connector_config": SubConfigSpec(config_class=MM1ConnectorConfig),
     }
     keys_to_ignore_at_inference = ["past_key_values", "router_logits", "aux_loss", "image_hidden_states"]
-    # The parts bring their own plans.
+    # The parts' configurations have their own plans.
     base_model_fsdp_plan = None  # ty: ignore[invalid-assignment] -- transformers' annotation leaves None out
 
     vision_config: Part = None
@@ -457,50 +475,51 @@ class MM1Config(PreTrainedConfig):
             "AutoModelForImageTextToText": "modeling_mm1.MM1ForConditionalGeneration",
             "AutoModelForMultimodalLM": "modeling_mm1.MM1ForConditionalGeneration",
         }
-        # Here too, because what `@strict` raises afterwards is no ValueError.
+        # `@strict` checks this again afterwards, but its error is not a ValueError.
         self.validate_architecture()
 
     def validate_architecture(self):
         """
-        Checks that the parts fit each other; part of `@strict`'s validation.
+        Checks that the parts fit each other. `@strict` also calls it.
 
         Raises:
-            ValueError: they do not.
+            ValueError: the parts do not fit each other.
         """
         vocab_size = self.text_config.vocab_size
         if not 0 <= self.image_token_id < vocab_size:
             raise ValueError(
-                f"image_token_id={self.image_token_id} lies outside the decoder's vocabulary of {vocab_size}. Give an "
-                "id below that, or a text_config with a larger vocab_size (mm1_hf.assemble does both)."
+                f"image_token_id={self.image_token_id} is outside the decoder's vocabulary of {vocab_size} tokens. "
+                f"Give an id from 0 to {vocab_size - 1}, or a text_config with a larger vocab_size (mm1_hf.assemble "
+                "does both)."
             )
         num_channels = getattr(self.vision_config, "num_channels", 3)
         statistics = (self.pixel_mean, self.pixel_scale)
         if statistics != (None, None) and any(values is None or len(values) != num_channels for values in statistics):
             raise ValueError(
-                f"pixel_mean={self.pixel_mean} and pixel_scale={self.pixel_scale} must both hold {num_channels} numbers, "
-                "one per channel, or both be None: give the image processor's."
+                f"pixel_mean={self.pixel_mean} and pixel_scale={self.pixel_scale} must both hold {num_channels} "
+                "numbers, one per channel, or both be None. Copy the image processor's image_mean and image_std."
             )
-        # The embeddings' output is a hidden state too.
+        # The hidden states are the output of the embeddings and that of each layer.
         num_layers = self.vision_config.num_hidden_layers
         if not -num_layers - 1 <= self.vision_feature_layer <= num_layers:
             raise ValueError(
-                f"vision_feature_layer={self.vision_feature_layer} names no hidden state of an image encoder of "
-                f"{num_layers} layers. Give -1 for the last layer's, down to {-num_layers - 1} for the embeddings', or "
-                f"count from the embeddings' 0 to {num_layers}."
+                f"vision_feature_layer={self.vision_feature_layer} is not a hidden state of an image encoder with "
+                f"{num_layers} layers. Give a number from 0 (the output of the embeddings) to {num_layers} (that of "
+                f"the last layer), or from -1 (the last layer) down to {-num_layers - 1} (the embeddings)."
             )
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "MM1Config":
         """
-        The configuration of one of the papers' models. Which of its numbers the papers state and which are inferred is
-        marked in the documentation (`docs/presets.md`).
+        The configuration of one of the papers' models. `docs/presets.md` marks which of its numbers the papers state
+        and which are inferred.
 
         Args:
-            name: one of [`preset_names`], for example `"mm1-3b"` or `"mm1.5-1b-moe"`.
-            overrides: fields of [`MM1Config`] to set instead of the preset's.
+            name: name of a preset, one of [`preset_names`], for example `"mm1-3b"` or `"mm1.5-1b-moe"`.
+            overrides: fields of [`MM1Config`] that replace the preset's values.
 
         Raises:
-            ValueError: there is no such preset.
+            ValueError: there is no preset of this name.
 
         Example:
 
@@ -519,7 +538,7 @@ class MM1Config(PreTrainedConfig):
             source = (
                 f"The presets are: {', '.join(names)}."
                 if names
-                else "Presets are part of the package: install mm1_hf."
+                else "Presets are part of the mm1_hf package, which is not installed: install it."
             )
             raise ValueError(f"There is no preset {name!r}. {source}")
         preset = json.loads((_PRESETS / f"{name}.json").read_text(encoding="utf-8"))
@@ -528,7 +547,8 @@ class MM1Config(PreTrainedConfig):
 
 def preset_names() -> list[str]:
     """
-    The names that [`MM1Config.from_preset`] knows; empty where only the model's files were loaded from the Hub.
+    The names of the presets for [`MM1Config.from_preset`]. The list is empty if only the model's files were loaded
+    from the Hub, without this package.
 
     Example:
 
@@ -545,13 +565,13 @@ def preset_names() -> list[str]:
 
 def vision_sizes(vision_config: PreTrainedConfig) -> tuple[int, int]:
     """
-    The sides of an encoder's image and of its patches, in pixels.
+    The side lengths of an encoder's image and of its patches, in pixels.
 
     Args:
-        vision_config: the encoder's.
+        vision_config: configuration of the encoder.
 
     Raises:
-        ValueError: the configuration is not that of a square-image patch encoder.
+        ValueError: the encoder does not see square images cut into square patches.
     """
     sizes = [getattr(vision_config, name, None) for name in ("image_size", "patch_size")]
     image_size, patch_size = (
@@ -568,19 +588,19 @@ def vision_sizes(vision_config: PreTrainedConfig) -> tuple[int, int]:
 
 def vision_grid_size(vision_config: PreTrainedConfig) -> int:
     """
-    Patches along one side of a tile at the encoder's configured resolution.
+    Number of patches along one side of a tile at the encoder's configured resolution.
 
     Args:
-        vision_config: the encoder's.
+        vision_config: configuration of the encoder.
 
     Raises:
-        ValueError: not one patch fits, or [`vision_sizes`] finds none.
+        ValueError: no patch fits in a tile, or the encoder does not see square images cut into square patches.
     """
     image_size, patch_size = vision_sizes(vision_config)
     if not 0 < patch_size <= image_size:
         raise ValueError(
-            f"No patch of {patch_size} pixels fits in a tile of {image_size}: give the vision_config a patch_size from 1 "
-            "to its image_size."
+            f"No patch of {patch_size} pixels fits in a tile of {image_size} pixels: give the vision_config a "
+            "patch_size from 1 to its image_size."
         )
     return image_size // patch_size
 
@@ -592,8 +612,9 @@ def _require_positive(config: PreTrainedConfig, *names: str) -> None:
             raise ValueError(f"{name}={value} must be at least 1.")
 
 
-# A saved MM1 names its parts inside its configuration, and transformers looks those up by name. The files of the model
-# register the package's own because they also load from the Hub, where nothing else of the package is imported.
+# A saved MM1's configuration names the model type of each part, and transformers looks these types up. The package's
+# own types are registered in this file because it is also loaded from the Hub, where nothing else of the package is
+# imported.
 for part in (AIMVisionConfig, MM1TextConfig):
     if part.model_type not in CONFIG_MAPPING:
         AutoConfig.register(part.model_type, part)

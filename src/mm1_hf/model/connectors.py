@@ -1,5 +1,5 @@
-"""The connectors of MM1 (section 3.2): from a tile's patches `(tiles, patches, vision width)` to the decoder's tokens
-`(tiles, num_tokens, text width)`."""
+"""The connectors of MM1 (section 3.2). They turn the patches of tiles, `(tiles, patches, vision width)`, into image
+tokens for the decoder, `(tiles, num_tokens, text width)`."""
 
 from itertools import pairwise
 
@@ -12,14 +12,15 @@ from .configuration_mm1 import MM1ConnectorConfig
 
 def interpolate_grid(table: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """
-    Bicubic interpolation of a position embedding to another grid, in float32: half precision shifts the values.
+    Interpolates a position embedding to another grid, with bicubic interpolation in float32: in half precision the
+    values would be shifted.
 
     Args:
         table: `(positions, dim)`, a square grid in row-major order.
-        height, width: the new grid.
+        height, width: size of the new grid in patches.
 
     Returns:
-        `(height * width, dim)` in `table`'s dtype; `table` itself where the grid is the same.
+        `(height * width, dim)` in `table`'s dtype; `table` itself if the size of the grid does not change.
     """
     positions, dim = table.shape
     side = round(positions**0.5)
@@ -32,7 +33,7 @@ def interpolate_grid(table: torch.Tensor, height: int, width: int) -> torch.Tens
 
 def square_side(patches: torch.Tensor) -> int:
     """
-    The side of a tile's square grid of patches.
+    Number of patches along one side of a tile's square grid.
 
     Args:
         patches: `(tiles, patches, dim)`.
@@ -44,13 +45,15 @@ class LayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channels of `(batch, channels, height, width)`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        # Through a permuted view the convolutions around it stay in the channels-last memory format, which they prefer.
+        # The permuted view keeps the convolutions before and after it in the channels-last memory format, in which
+        # they are faster.
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ResidualNorm(LayerNorm2d):
-    """The norm at the end of a block's residual branch. It begins at zero, and so the block as its shortcut: learning starts
-    from what the encoder says, not from six random layers."""
+    """The norm at the end of a block's residual branch. Its weight and bias are initialised to 0, so that the block at
+    first passes on only its shortcut: training starts from the encoder's features, not from the output of random
+    blocks."""
 
 
 class ConvNorm(nn.Module):
@@ -58,9 +61,10 @@ class ConvNorm(nn.Module):
     Convolution without bias that keeps height and width, then LayerNorm over the channels.
 
     Args:
-        in_channels, out_channels: of `(batch, channels, height, width)`.
-        kernel_size: side of the kernel, odd.
-        groups: as many as there are channels make it depthwise.
+        in_channels, out_channels:
+            number of channels of the input and of the output, `(batch, channels, height, width)`.
+        kernel_size: side of the kernel, an odd number.
+        groups: number of groups; a convolution with as many groups as channels is depthwise.
     """
 
     norm_class = LayerNorm2d
@@ -77,17 +81,17 @@ class ConvNorm(nn.Module):
 
 
 class ResidualConvNorm(ConvNorm):
-    """The last of a residual branch."""
+    """The last convolution of a residual branch, and its norm."""
 
     norm_class = ResidualNorm
 
 
 class SqueezeExcite(nn.Module):
     """
-    Scales each channel by a gate computed from all channels' means.
+    Scales each channel by a gate that is computed from the means of all channels.
 
     Args:
-        channels: of `(batch, channels, height, width)`.
+        channels: number of channels of the input `(batch, channels, height, width)`.
         squeezed: hidden width of the gate.
     """
 
@@ -104,12 +108,12 @@ class SqueezeExcite(nn.Module):
 
 class RegNetBlock(nn.Module):
     """
-    RegNet's bottleneck block as Honeybee's C-Abstractor uses it: a 1x1, a depthwise 3x3, squeeze-and-excitation a quarter
-    as wide as the block's input, a 1x1, and the shortcut.
+    RegNet's bottleneck block as in Honeybee's C-Abstractor: a 1x1 convolution, a depthwise 3x3 convolution,
+    squeeze-and-excitation a quarter as wide as the block's input, a 1x1 convolution, and the shortcut.
 
     Args:
-        in_channels: channels of its input `(batch, channels, height, width)`.
-        channels: channels inside and of its output.
+        in_channels: number of channels of the input `(batch, channels, height, width)`.
+        channels: number of channels inside the block and of its output.
     """
 
     def __init__(self, in_channels: int, channels: int):
@@ -129,12 +133,12 @@ class RegNetBlock(nn.Module):
 
 class CAbstractor(nn.Module):
     """
-    Honeybee's C-Abstractor, MM1's final connector: convolution blocks, adaptive average pooling to a square of tokens, as
-    many blocks again, and a two-layer read-out. Its position embedding is interpolated where the grid differs from the
-    configured one.
+    Honeybee's C-Abstractor, MM1's final connector: convolution blocks, adaptive average pooling to a square grid of
+    tokens, the same number of blocks again, and a two-layer read-out. The position embedding is interpolated if the
+    grid of patches is not the configured one.
 
     Args:
-        config: fitted to its neighbours.
+        config: configuration of the connector, with the sizes that [`MM1Config`] fills in.
     """
 
     def __init__(self, config: MM1ConnectorConfig):
@@ -163,10 +167,10 @@ class CAbstractor(nn.Module):
 
 class AveragePooling(nn.Module):
     """
-    Averages the grid of patches down to a square of tokens, then projects it.
+    Averages the grid of patches down to a square grid of tokens, then projects each token.
 
     Args:
-        config: fitted to its neighbours.
+        config: configuration of the connector, with the sizes that [`MM1Config`] fills in.
     """
 
     def __init__(self, config: MM1ConnectorConfig):
@@ -183,11 +187,11 @@ class AveragePooling(nn.Module):
 
 class AttentionPooling(nn.Module):
     """
-    Learned queries attend to the patches once, with a norm before both, and are projected. The paper leaves depth and
-    heads open.
+    One attention layer in which learned queries attend to the patches, with a norm on both, and a projection of the
+    result. The paper does not state the number of layers or heads.
 
     Args:
-        config: fitted to its neighbours.
+        config: configuration of the connector, with the sizes that [`MM1Config`] fills in.
     """
 
     def __init__(self, config: MM1ConnectorConfig):
@@ -222,7 +226,7 @@ class LinearProjection(nn.Linear):
     One linear layer on each patch.
 
     Args:
-        config: fitted to its neighbours.
+        config: configuration of the connector, with the sizes that [`MM1Config`] fills in.
     """
 
     def __init__(self, config: MM1ConnectorConfig):
@@ -231,10 +235,10 @@ class LinearProjection(nn.Linear):
 
 class MLPProjection(nn.Sequential):
     """
-    Two layers with a GELU between them on each patch, as LLaVA-1.5's projector.
+    Two linear layers with a GELU between them on each patch, as in LLaVA-1.5's projector.
 
     Args:
-        config: fitted to its neighbours.
+        config: configuration of the connector, with the sizes that [`MM1Config`] fills in.
     """
 
     def __init__(self, config: MM1ConnectorConfig):
@@ -256,10 +260,11 @@ CONNECTORS: dict[str, type[nn.Module]] = {
 
 def build_connector(config: MM1ConnectorConfig) -> nn.Module:
     """
-    The connector of a configuration: `(tiles, patches, vision width)` to `(tiles, num_tokens, text width)`.
+    Builds the connector of a configuration. It turns `(tiles, patches, vision width)` into
+    `(tiles, num_tokens, text width)`.
 
     Args:
-        config: one that [`MM1Config`] has fitted to its neighbours.
+        config: configuration of the connector, with the sizes that [`MM1Config`] fills in.
 
     Example:
 

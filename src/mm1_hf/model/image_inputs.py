@@ -1,4 +1,4 @@
-"""Images in every form that people hold them, up to their 8-bit pixels."""
+"""Loads images given in any common form, and converts them to 8-bit pixels."""
 
 import base64
 import binascii
@@ -24,17 +24,19 @@ _PIXELS_PER_BAND = 2**18
 
 def fetch_images(images: ImageInput | Sequence[Any]) -> Any:
     """
-    Opens what is given as a path, a URL (`http`, `https`, `data`), base64 or a file's bytes, and turns pictures upright
-    as their EXIF says; pictures, arrays and tensors pass. Pixels are not decoded unless a picture is turned.
+    Opens images that are given as a path, a URL (`http`, `https`, `data`), a base64 string or the bytes of a file, and
+    rotates them upright as their EXIF orientation says. Pillow images are only rotated; arrays and tensors are
+    returned unchanged. The pixels of a file are not decoded, unless the image has to be rotated or is a PNG file
+    without EXIF data before its pixels.
 
     Args:
-        images: one of these, or a list, nested as deep as one likes.
+        images: one image, or a list of images, nested to any depth.
 
     Returns:
-        The images, nested as they came.
+        The images, nested as in `images`.
 
     Raises:
-        ValueError: something that is no image, by its place in the batch.
+        ValueError: an image cannot be read; the message gives its index in the batch.
     """
     return _fetch(images, count())
 
@@ -51,32 +53,36 @@ def _fetch(images: Any, counter: Iterator[int]) -> Any:
 
 def open_image(source: Any) -> Image.Image:
     """
-    What [`fetch_images`] does for one picture, with the errors of whoever raises them: `FileNotFoundError` where there is
-    nothing, and nearly anything where there is something broken.
+    Opens one image as [`fetch_images`] does, but raises the original exceptions: `FileNotFoundError` if there is no
+    such file or URL, and an exception of nearly any type if the file is broken.
 
     Args:
-        source: a picture, a file's bytes, a path, a URL or base64.
+        source: a Pillow image, the bytes of a file, a path, a URL or a base64 string.
+
+    Raises:
+        ValueError: `source` has another type.
     """
     image = source if isinstance(source, Image.Image) else Image.open(_source(source))
     if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    # A broken head may name a mode that does not exist.
+    # Raises if a broken file header names an image mode that does not exist.
     image.getbands()
     return image
 
 
 def image_size(source: Any) -> tuple[int, int]:
     """
-    `(height, width)` of what [`open_image`] gives, which raises the same. No pixel of a file is decoded.
+    Returns `(height, width)` in pixels of the image that [`open_image`] would return, and raises the same exceptions.
+    The pixels of a file are not decoded, except in PNG files that may store an orientation after their pixels.
 
     Args:
-        source: as [`open_image`] takes it.
+        source: an image in any form that [`open_image`] accepts.
     """
     if isinstance(source, Image.Image):
         return _upright_size(source)
     with Image.open(_source(source)) as image:
         image.getbands()
-        # To look for the orientation behind the pixels of a PNG, Pillow decodes them.
+        # Pillow decodes all pixels of a PNG file to look for an orientation that is stored after them.
         if image.format == "PNG" and not _names_an_orientation(image.fp):
             return image.height, image.width
         return _upright_size(image)
@@ -84,10 +90,11 @@ def image_size(source: Any) -> tuple[int, int]:
 
 def image_bytes(source: Any) -> bytes:
     """
-    The bytes of the file that [`open_image`] opens, with its errors; those of a picture are a PNG's.
+    Returns the bytes of the file that [`open_image`] would open, without checking that they are an image. A Pillow
+    image is encoded as a PNG file.
 
     Args:
-        source: as [`open_image`] takes it.
+        source: an image in any form that [`open_image`] accepts.
     """
     if isinstance(source, Image.Image):
         file = BytesIO()
@@ -103,7 +110,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _names_an_orientation(file: Any) -> bool:
-    """Whether the chunks of a PNG that can hold one occur anywhere."""
+    """Whether the bytes of a PNG file name a chunk that can hold an EXIF orientation."""
     position = file.tell()
     file.seek(0)
     data = file.read()
@@ -112,14 +119,15 @@ def _names_an_orientation(file: Any) -> bool:
 
 
 def _source(image: Any) -> Any:
-    """What Pillow opens: a path or a file."""
+    """The path or file object that `Image.open` accepts."""
     if isinstance(image, bytes | bytearray | memoryview):
         return BytesIO(image)
     if isinstance(image, os.PathLike):
         return image
     if not isinstance(image, str):
         raise ValueError(
-            f"it is a {type(image).__name__}; give a picture, an array, a tensor, a path, a URL, base64 or a file's bytes"
+            f"its type is {type(image).__name__}; pass a Pillow image, an array, a tensor, a path, a URL, a base64 "
+            "string or the bytes of a file"
         )
     if image.startswith(("http://", "https://")):
         return BytesIO(fetch_url(image))
@@ -129,18 +137,18 @@ def _source(image: Any) -> Any:
     try:
         return BytesIO(base64.b64decode("".join(encoded.split()), validate=True))
     except binascii.Error as error:
-        raise FileNotFoundError(f"{image:.100} is no file here, no URL and no base64") from error
+        raise FileNotFoundError(f"{image:.100} is neither an existing file nor a URL nor base64") from error
 
 
 def fetch_url(url: str) -> bytes:
     """
-    What a URL gives.
+    Downloads a URL and returns its content.
 
     Args:
-        url: `http` or `https`.
+        url: an `http` or `https` URL.
 
     Raises:
-        FileNotFoundError: nothing comes from there.
+        FileNotFoundError: the download failed.
     """
     try:
         response = get_session().get(url, follow_redirects=True)
@@ -152,7 +160,10 @@ def fetch_url(url: str) -> bytes:
 
 @contextmanager
 def _broken_files_named(index: int) -> Generator[None, None, None]:
-    """Broken files make Pillow's decoders raise nearly everything; it all means the same to who gave the file."""
+    """
+    Turns any exception into a `ValueError` that names the image: Pillow's decoders raise exceptions of nearly any type
+    for broken files.
+    """
     try:
         yield
     except Exception as error:
@@ -163,14 +174,14 @@ def image_shapes(
     samples: list[list[Any]], input_data_format: ChannelDimension | str | None
 ) -> list[tuple[int, int, int]]:
     """
-    `(height, width, channels)` of every image of the batch in pixels, in order.
+    Returns `(height, width, channels)` of every image of the batch in order, with height and width in pixels.
 
     Args:
-        samples: pictures, arrays and tensors, one list per sample.
-        input_data_format: where arrays hold their channels; unset, inferred.
+        samples: Pillow images, arrays and tensors, one list per sample.
+        input_data_format: position of the channel axis in arrays and tensors; inferred if unset.
 
     Raises:
-        ValueError: an image without pixels, or an array of another shape than an image's.
+        ValueError: an image has no pixels, or the shape of an array is not that of an image.
     """
     images = [image for sample in samples for image in sample]
     shapes = []
@@ -190,13 +201,13 @@ def image_shapes(
 def _axes(
     image: np.ndarray | torch.Tensor, index: int, input_data_format: ChannelDimension | str | None
 ) -> tuple[int, int, int | None]:
-    """Axes of height, width and channels (`None` for a grey image without them) in an array."""
+    """Axes of height, width and channels in an array; a greyscale image `(height, width)` has `None` for the last."""
     if image.ndim == 2:
         return 0, 1, None
     data_format = input_data_format
     if data_format is None and image.ndim == 3:
         with suppress(ValueError):
-            # It reads the shape alone, though its annotation asks for an array.
+            # Only the shape is read, so an array that takes no memory can stand in for the image, array or tensor.
             data_format = infer_channel_dimension_format(
                 np.broadcast_to(0, tuple(image.shape)), num_channels=(1, 3, 4)
             )
@@ -212,18 +223,18 @@ def to_uint8_pixels(
     image: Any, index: int, do_convert_rgb: bool, do_rescale: bool, input_data_format: ChannelDimension | str | None
 ) -> torch.Tensor:
     """
-    An image as a uint8 tensor `(channels, height, width)`, in memory channels-last. Float images are brought from 0..1 to 8
-    bits by rounding, 16-bit ones by division; transparency is laid over white.
+    Converts an image to a uint8 tensor `(channels, height, width)` that is channels-last in memory. Float images in
+    0..1 become `round(255 * x)`; 16-bit Pillow images are divided by 257 and rounded.
 
     Args:
-        image: a picture, an array or a tensor.
-        index: its place in the batch, for errors.
-        do_convert_rgb: whether to make three channels of any.
-        do_rescale: whether pixels are rescaled afterwards, as float images must be.
-        input_data_format: where arrays hold their channels; unset, inferred.
+        image: a Pillow image, an array or a tensor.
+        index: index of the image in the batch, for error messages.
+        do_convert_rgb: whether to convert to three channels; transparent pixels are then blended with white.
+        do_rescale: whether the pixels are rescaled afterwards, which float images require.
+        input_data_format: position of the channel axis in arrays and tensors; inferred if unset.
 
     Raises:
-        ValueError: a file that turns out broken, or values that are no image's.
+        ValueError: the image file is broken, or the values are not those of an image.
     """
     array: np.ndarray
     if isinstance(image, Image.Image):
@@ -252,8 +263,11 @@ def to_uint8_pixels(
 
 
 def _copied(image: Image.Image) -> np.ndarray:
-    """What `np.array` gives. That writes every pixel three times to new memory, which for large photographs takes longer
-    than resizing them; so they go over in bands of rows that stay in the processor's cache."""
+    """
+    Copies an image into an array, as `np.array` does. But `np.array` writes every pixel three times to new memory,
+    which takes longer than resizing for large photographs, so large images are copied in bands of rows that fit into
+    the processor's cache.
+    """
     rows = max(_PIXELS_PER_BAND // image.width, 1)
     if image.mode != "RGB" or image.height <= 4 * rows:
         return np.array(image)
@@ -268,17 +282,18 @@ def _to_uint8(array: np.ndarray, index: int, do_rescale: bool) -> np.ndarray:
     is_float = array.dtype.kind == "f"
     if is_float and not do_rescale:
         raise ValueError(
-            f"Image {index} of the batch is {array.dtype} in 0..1, which is brought to 8 bits before it is resized; "
-            "leave do_rescale on."
+            f"Image {index} of the batch is {array.dtype}. Float images are converted to 8 bits, 0..255, before they "
+            "are resized, and have to be rescaled afterwards: leave do_rescale on, or pass integers in 0..255."
         )
     highest = 1 if is_float else 255
     expected = "pass integers in 0..255 or floats in 0..1, without NaN."
     if array.dtype.kind not in "fui":
         raise ValueError(f"Image {index} of the batch is {array.dtype}; {expected}")
     lowest_found, highest_found = array.min(), array.max()
-    # Written so that NaN, for which every comparison is false, is refused.
+    # `not (...)` also rejects NaN, for which every comparison is false.
     if not (lowest_found >= 0 and highest_found <= highest):
         raise ValueError(
-            f"Image {index} of the batch is {array.dtype} with values from {lowest_found} to {highest_found}; {expected}"
+            f"Image {index} of the batch is {array.dtype} with values from {lowest_found} to {highest_found}; "
+            f"{expected}"
         )
     return np.rint(array * 255).astype(np.uint8) if is_float else array.astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Images into flat tiles for MM1, with torch and Pillow alone: torchvision need not be installed."""
+"""The image processor of MM1, which splits images into tiles. It needs torch and Pillow, but not torchvision."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from .image_inputs import fetch_images, image_shapes, to_uint8_pixels
 from .tiling import ImageLayout, TilingConfig, image_layout, place_in_canvas, sample_layouts
 
 
-# Pillow's filter numbers, which transformers saves, to the modes of torch's interpolate that match them.
+# Pillow's resampling filters, which transformers saves as numbers, and the mode of F.interpolate that matches each.
 _INTERPOLATION_MODES = {
     PILImageResampling.NEAREST: "nearest-exact",
     PILImageResampling.BILINEAR: "bilinear",
@@ -32,9 +32,9 @@ _INTERPOLATION_MODES = {
 class MM1ImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     image_splitting (`str`, *optional*, defaults to `"dynamic"`):
-        `"none"`, `"static"` (a fixed square grid) or `"dynamic"` (the grid that suits the image).
+        `"none"` (one tile per image), `"static"` (a fixed square grid) or `"dynamic"` (the grid that suits the image).
     static_grid (`int`, *optional*, defaults to 2):
-        Rows and columns of the fixed grid.
+        Number of rows, and of columns, of the fixed grid.
     min_tiles (`int`, *optional*, defaults to 4):
         Fewest tiles of a dynamic grid, the overview not counted.
     max_tiles (`int`, *optional*, defaults to 9):
@@ -42,21 +42,22 @@ class MM1ImageProcessorKwargs(ImagesKwargs, total=False):
     overview_position (`str`, *optional*, defaults to `"after"`):
         Whether the overview comes `"before"` or `"after"` the tiles.
     position_indicators (`str`, *optional*, defaults to `"none"`):
-        What text tells a tile's position: `"none"`, `"index"` or `"seps"`. It changes the text, not the pixels.
+        Text that marks the position of a tile: `"none"`, `"index"` or `"seps"`. It changes the text, not the pixels.
     max_split_images (`int`, *optional*, defaults to 2):
-        A sample of more images than this has none of them split.
+        Images are split only in samples that hold at most this number of images.
     split_last (`int`, *optional*):
-        Split the last so many images of each sample, however many it holds.
+        If set, this number of images at the end of each sample are split, regardless of `max_split_images`.
     whole_image_resize (`str`, *optional*, defaults to `"squash"`):
-        Whether a whole image meets a square by `"squash"` or, its aspect ratio kept, by `"pad"`.
+        How a whole image is fitted to a square: `"squash"` resizes both sides, `"pad"` keeps the aspect ratio
+        and pads the rest.
     pad_position (`str`, *optional*, defaults to `"center"`):
-        Where an image stands in the canvas it does not fill: `"center"` or `"top_left"`.
+        Position of an image in a canvas that it does not fill: `"center"` or `"top_left"`.
     pad_value (`int` or `list[int]`, *optional*):
-        Colour of the padding, 0 to 255, one number or one per channel. By default the image mean.
+        Colour of the padding: a number from 0 to 255, or one number per channel. By default the image mean.
     crop_to_patches (`bool`, *optional*):
-        Asks for `num_patches`, under the name TRL's trainers use.
+        The same as `return_num_patches`, under the name that TRL's trainers use.
     return_num_patches (`bool`, *optional*):
-        Asks for `num_patches`, the number of tiles of each image.
+        Whether to return `num_patches` too, the number of tiles of each image.
     """
 
     image_splitting: Literal["none", "static", "dynamic"]
@@ -75,26 +76,27 @@ class MM1ImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class MM1ImageProcessor(BaseImageProcessor):
-    """Cuts images into tiles of the encoder's size, as MM1 and MM1.5 do (dynamic image splitting).
+    """Splits images into tiles of the encoder's input size (MM1: static splitting; MM1.5: dynamic splitting).
 
-    `pixel_values` is `(total_tiles, channels, tile, tile)` in float32, the tiles of all images of the batch one after
-    the other, in the reading order of their placeholders; nothing is padded to a common number of tiles. With
-    `do_rescale=False` and `do_normalize=False` it is uint8, a quarter of the memory and of the way to the device: MM1
-    normalises such tiles itself, by its configuration's `pixel_mean` and `pixel_scale`.
+    `pixel_values` is `(total_tiles, channels, tile, tile)` in float32. It holds the tiles of all images of the batch
+    one after the other, in the order of their placeholder tokens in the text; images are not padded to a common number
+    of tiles. With `do_rescale=False` and `do_normalize=False` it is uint8, which takes a quarter of the memory and of
+    the transfer to the device. MM1 normalises such tiles itself, by `pixel_mean` and `pixel_scale` of its
+    configuration.
 
-    A nested list of images holds one inner list per sample, which may be empty; in a flat list every image is a sample
-    of its own. That matters, since an image is split only in a sample of few images.
+    In a nested list of images, each inner list holds the images of one sample and may be empty; in a flat list, every
+    image is a sample of one image. The difference matters because images are split only in samples of few images.
 
-    Images are resized as 8-bit pixels. Float images must lie in 0..1 and are first brought to 8 bits by rounding
-    `255 * x`. Transparency is laid over white, as transformers does. With `do_resize=False` nothing is split and every
-    image must already be of the tile's size.
+    Images are resized as 8-bit pixels. Float images must lie in 0..1 and are first converted to 8 bits by rounding
+    `255 * x`. Transparent pixels are blended with white, as in transformers. With `do_resize=False` no image is split,
+    and every image must already have the size of a tile.
 
-    Settings are those of `MM1ImageProcessorKwargs`, each of which can also be given per call; `size` is the tile's
-    size and must be square. Cropping and batch padding (`do_center_crop`, `do_pad`) are not part of MM1 and have no
-    effect.
+    The settings are those of `MM1ImageProcessorKwargs`; each of them can also be passed to a call. `size` is the size
+    of a tile and must be square. Centre cropping and batch padding (`do_center_crop`, `do_pad`) are not part of MM1,
+    and setting them has no effect.
 
     Raises:
-        ValueError: If a setting cannot be used.
+        ValueError: If a setting is not valid.
 
     Example:
 
@@ -137,26 +139,26 @@ class MM1ImageProcessor(BaseImageProcessor):
     def __init__(self, **kwargs: Unpack[MM1ImageProcessorKwargs]):
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
-        # A wrong setting should be told where it is written, not at the first image.
+        # Invalid settings should raise here, where they are given, and not at the first image.
         self.tiling_config()
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
 
     @property
     def backend(self) -> str:
-        """`str`: transformers' key for image processors that need no torchvision."""
+        """`str`: the name by which transformers knows image processors that need no torchvision."""
         return "pil"
 
     def tiling_config(self, **kwargs: Any) -> TilingConfig:
-        """The settings of `mm1_hf.model.tiling` that this processor stands for.
+        """Returns the settings of this processor that concern tiling.
 
         Args:
-            kwargs: Settings that replace this processor's own; those that do not bear on tiling are ignored.
+            kwargs: Settings that override those of this processor; settings that do not concern tiling are ignored.
 
         Returns:
             `TilingConfig`: The settings.
 
         Raises:
-            ValueError: If a setting cannot be used, or `size` is not square.
+            ValueError: If a setting is not valid, or `size` is not square.
         """
 
         def setting(name: str) -> Any:
@@ -165,8 +167,8 @@ class MM1ImageProcessor(BaseImageProcessor):
         size = self._standardize_kwargs(size=setting("size"), default_to_square=True)["size"]
         if size.height is None or size.height != size.width:
             raise ValueError(
-                f"size is {dict(size)}; tiles are square: set it to one side in pixels, such as "
-                '{"height": 672, "width": 672}.'
+                f"size is {dict(size)}, but tiles are square: set height and width to the same number of pixels, for "
+                'example {"height": 672, "width": 672}.'
             )
         return TilingConfig(
             tile_size=size.height,
@@ -184,60 +186,62 @@ class MM1ImageProcessor(BaseImageProcessor):
     def image_sizes(
         self, images: ImageInput | Sequence[Any], input_data_format: ChannelDimension | str | None = None
     ) -> list[list[tuple[int, int]]]:
-        """Sizes of images, without decoding or changing a pixel.
+        """Returns the sizes of images without processing their pixels.
 
         Args:
-            images (`ImageInput`): What `preprocess` takes.
-            input_data_format (`ChannelDimension` or `str`, *optional*): Where arrays hold their channels; inferred
-                by default.
+            images (`ImageInput`): Images in any form that `preprocess` accepts.
+            input_data_format (`ChannelDimension` or `str`, *optional*): Position of the channel axis in arrays and
+                tensors; inferred by default.
 
         Returns:
             `list[list[tuple[int, int]]]`: `(height, width)` in pixels of each image, one inner list per sample.
 
         Raises:
-            ValueError: If an array is not an image, or single images and lists of images are mixed.
+            ValueError: If an image cannot be read, or single images and lists of images are mixed.
         """
         samples = self._samples(images)
         shapes = iter(image_shapes(samples, input_data_format))
         return [[next(shapes)[:2] for _ in sample] for sample in samples]
 
     def get_layouts(self, image_sizes: Sequence[Sequence[tuple[int, int]]], **kwargs: Any) -> list[list[ImageLayout]]:
-        """Lays out images by their sizes alone.
+        """Computes the layouts of images from their sizes.
 
         Args:
             image_sizes (`Sequence[Sequence[tuple[int, int]]]`): `(height, width)` in pixels of each image, one inner
                 sequence per sample.
-            kwargs: Settings that replace this processor's own.
+            kwargs: Settings that override those of this processor.
 
         Returns:
             `list[list[ImageLayout]]`: One layout per image, one inner list per sample.
 
         Raises:
-            ValueError: If a setting cannot be used, or a side of an image is below one pixel.
+            ValueError: If a setting is not valid, or a side of an image is below one pixel.
         """
         config = self.tiling_config(**kwargs)
         return [sample_layouts(sizes, config) for sizes in image_sizes]
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
-        """Tiles of an image that is alone in its sample; what processors and serving engines plan by.
+        """Returns the number of tiles of an image that is the only one in its sample.
+
+        Processors and serving engines call this to compute how many image tokens an image needs.
 
         Args:
             height (`int`): Height of the image in pixels.
             width (`int`): Width of the image in pixels.
-            images_kwargs (`dict`, *optional*): Settings that replace this processor's own.
+            images_kwargs (`dict`, *optional*): Settings that override those of this processor.
 
         Returns:
             `int`: The number of tiles, the overview included.
 
         Raises:
-            ValueError: If a setting cannot be used, or a side of the image is below one pixel.
+            ValueError: If a setting is not valid, or a side of the image is below one pixel.
         """
         return self.get_layouts([[(height, width)]], **(images_kwargs or {}))[0][0].num_tiles
 
-    # Called by keyword alone, as the two below.
+    # transformers passes settings to this and the two other overriding methods by keyword, so their order may differ.
     def _standardize_kwargs(self, pad_value: int | Sequence[int] | None = None, **kwargs: Any) -> dict[str, Any]:  # ty: ignore[incompatible-method-override]
         kwargs = super()._standardize_kwargs(**kwargs)
-        # JSON knows no tuples; the same settings should be equal before and after a round trip.
+        # JSON turns tuples into lists; with a tuple in both cases, settings are equal before and after saving.
         kwargs["pad_value"] = tuple(pad_value) if isinstance(pad_value, list) else pad_value
         return kwargs
 
@@ -255,14 +259,16 @@ class MM1ImageProcessor(BaseImageProcessor):
         if pad_position not in ("center", "top_left"):
             raise ValueError(f"pad_position is {pad_position!r}; set it to one of center, top_left.")
         if pad_value is not None and not all(0 <= level <= 255 for level in np.atleast_1d(pad_value)):
-            raise ValueError(f"pad_value is {pad_value}; set it to levels of 0 to 255, or to None for the image mean.")
+            raise ValueError(
+                f"pad_value is {pad_value}; set it to numbers from 0 to 255, or to None for the image mean."
+            )
 
     def fetch_images(self, image_url_or_urls: ImageInput | Sequence[Any]) -> Any:
-        """Opens paths, URLs, base64 and bytes; see [`~mm1_hf.model.image_inputs.fetch_images`]. Among samples with images,
-        `None` is one without."""
+        """Opens images given as paths, URLs, base64 or bytes; see [`~mm1_hf.model.image_inputs.fetch_images`]. In a
+        nested list, `None` stands for a sample without images."""
         images = image_url_or_urls
         if isinstance(images, list | tuple) and any(isinstance(sample, list | tuple) for sample in images):
-            # So TRL's GRPO and RLOO pass prompts without images on.
+            # TRL's GRPO and RLOO trainers pass None for a prompt without images.
             images = [[] if sample is None else sample for sample in images]
         return fetch_images(images)
 
@@ -312,8 +318,8 @@ class MM1ImageProcessor(BaseImageProcessor):
 
         mean = _per_channel("image_mean", 0.0 if image_mean is None else image_mean, channels)
         if pad_value is None:
-            # Rounded to a level of 8 bits, so that padding is within half a level of zero once normalised. The mean is
-            # that of rescaled images, unless it is what raw levels are normalised by.
+            # Rounded to 8 bits, so normalised padding is zero up to half an 8-bit level. The mean refers to rescaled
+            # pixels, unless pixels are normalised without being rescaled.
             level = mean if do_normalize and not do_rescale else mean / rescale_factor
             colour = level.round().clamp(0, 255).to(torch.uint8)
         else:
@@ -328,7 +334,7 @@ class MM1ImageProcessor(BaseImageProcessor):
 
         is_float = do_rescale or do_normalize
         num_tiles = sum(layout.num_tiles for layout in layouts)
-        # By NumPy, which asks for huge pages: torch's memory, new for every batch, would cost more than filling it.
+        # Allocated by NumPy, which asks for huge pages: torch would take longer to allocate the batch than to fill it.
         pixel_values = torch.from_numpy(
             np.empty((num_tiles, channels, tile, tile), dtype=np.float32 if is_float else np.uint8)
         )
@@ -338,13 +344,13 @@ class MM1ImageProcessor(BaseImageProcessor):
             if mode is None and (height, width) != (tile, tile):
                 raise ValueError(
                     f"Image {index} of the batch is {height} x {width} pixels; with do_resize=False every image must "
-                    f"be {tile} x {tile}. Leave do_resize on, or resize the image before."
+                    f"be {tile} x {tile}. Leave do_resize on, or resize the image first."
                 )
             pixels = to_uint8_pixels(image, index, do_convert_rgb, do_rescale, input_data_format)
             if pixels.shape[0] != channels:
                 raise ValueError(
                     f"Image {index} of the batch has {pixels.shape[0]} channels, others have {channels}; leave "
-                    "do_convert_rgb on, or pass images of one kind."
+                    "do_convert_rgb on, or pass images with the same number of channels."
                 )
             parts = [layout]
             if layout.overview:
@@ -353,7 +359,7 @@ class MM1ImageProcessor(BaseImageProcessor):
             for part in parts:
                 tiles = pixel_values[start : start + part.rows * part.cols]
                 for target in _draw_tiles(tiles, pixels, part, mode, pad_position, colour):
-                    # Tile by tile, while it is in the processor's cache.
+                    # Normalised tile by tile, while the tile is still in the processor's cache.
                     if is_float:
                         target.mul_(scale).add_(shift)
                 start += len(tiles)
@@ -368,7 +374,7 @@ def _per_channel(name: str, value: float | Sequence[float], channels: int) -> to
     values = torch.as_tensor(value, dtype=torch.float64)
     if values.numel() not in (1, channels):
         raise ValueError(
-            f"{name} is {value}, but the images have {channels} channels; set it to one number or {channels}."
+            f"{name} is {value}, but the images have {channels} channels; set it to one number or {channels} numbers."
         )
     return values.expand(channels)
 
@@ -381,27 +387,28 @@ def _draw_tiles(
     pad_position: str,
     colour: torch.Tensor,
 ) -> Iterator[torch.Tensor]:
-    """Resizes `pixels` to the layout's grid and writes its tiles, padded with `colour`, into `tiles` `(rows * cols,
-    channels, tile, tile)`; gives each as it is written. Its levels of 8 bits are converted on the way."""
+    """Resizes `pixels` to the layout's size and writes its tiles, padded with `colour`, into `tiles` `(rows * cols,
+    channels, tile, tile)`, where the 8-bit pixels are converted to the dtype of `tiles`. Yields each tile once it is
+    written."""
     height, width = layout.resized_height, layout.resized_width
     if mode is not None and pixels.shape[1:] != (height, width):
-        # For 8-bit channels-last input torch has a kernel that agrees with Pillow's resampling, and is faster. The batch
-        # of one is made before the channels come first: by its stride the kernel decides to leave them last, too, which
-        # takes half the time.
+        # For 8-bit channels-last input torch has a faster kernel, whose results agree with Pillow's. The batch
+        # dimension is added before the channels are moved to the front, because its stride makes the kernel keep the
+        # output channels-last, too, which takes half the time.
         batch = pixels.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
         pixels = F.interpolate(batch, size=(height, width), mode=mode, antialias=mode != "nearest-exact")[0]
     tile = tiles.shape[-1]
     top, left = place_in_canvas(layout, tile, pad_position)
     for index, target in enumerate(tiles):
-        # The tile's corner in the image, outside of it where there is padding.
+        # The tile's upper left corner in the scaled image; it lies outside the image if the tile has padding there.
         y, x = index // layout.cols * tile - top, index % layout.cols * tile - left
         y_start, y_end = max(y, 0), min(y + tile, height)
         x_start, x_end = max(x, 0), min(x + tile, width)
         if (y_end - y_start, x_end - x_start) != (tile, tile):
             target.copy_(colour.view(-1, 1, 1))
-        # A narrow image in a square grid leaves tiles of nothing but padding.
+        # For a narrow image in a square grid, some tiles hold only padding.
         if y_start < y_end and x_start < x_end:
-            # NumPy brings the channels first, and levels to float, faster than torch.
+            # NumPy is faster than torch at moving the channels to the front and converting to float.
             part = target.numpy()[:, y_start - y : y_end - y, x_start - x : x_end - x]
             part[...] = pixels[:, y_start:y_end, x_start:x_end].numpy()
         yield target

@@ -1,5 +1,5 @@
-"""The losses of MM1: next-token cross-entropy over the live text targets, softmax z-loss, and the router's balance and
-z losses. All run in float32."""
+"""The losses of MM1: targets of the next-token cross-entropy, the softmax z-loss, and the router's load-balancing loss
+and z-loss. All losses are computed in float32."""
 
 from typing import NamedTuple, cast
 
@@ -9,11 +9,11 @@ import torch.nn.functional as F
 
 class LiveTargets(NamedTuple):
     """
-    The positions of a batch that are trained on.
+    The live positions of a batch: those whose next token is a target.
 
     Args:
-        index: `(live,)`, flat positions in `(batch * sequence)` whose next token is a target.
-        tokens: `(live,)`, those next tokens.
+        index: `(live,)`, indices of these positions in the flattened `(batch * sequence)`.
+        tokens: `(live,)`, the next token of each of these positions.
     """
 
     index: torch.Tensor
@@ -22,14 +22,15 @@ class LiveTargets(NamedTuple):
 
 def live_targets(labels: torch.Tensor | None, shift_labels: torch.Tensor | None) -> LiveTargets:
     """
-    Finds the positions whose next token is to be learned.
+    Finds the positions whose next token is a target.
 
-    Call it before any other work of a forward: how many there are decides shapes, so the host has to read it, and at
-    that point the device has nothing queued that it would wait for.
+    Call it before any other work of a forward pass. The number of targets determines shapes, so the host must read it
+    from the device, and early in the pass it has to wait for no other queued work.
 
     Args:
-        labels: `(batch, sequence)`, -100 where nothing is learned.
-        shift_labels: `(batch, sequence)`, labels that are already moved one place to the left; taken if given.
+        labels: `(batch, sequence)`, the token at each position, or -100 where it is not a target.
+        shift_labels:
+            `(batch, sequence)`, labels already shifted one position to the left; if given, `labels` is not used.
 
     Returns:
         The positions and their targets.
@@ -43,11 +44,11 @@ def live_targets(labels: torch.Tensor | None, shift_labels: torch.Tensor | None)
 
 def z_loss(logits: torch.Tensor, num_items: torch.Tensor | int) -> torch.Tensor:
     """
-    Softmax z-loss: the sum of `logsumexp(logits) ** 2` over `num_items`.
+    Softmax z-loss: the sum of `logsumexp(logits) ** 2` divided by `num_items`.
 
     Args:
         logits: `(targets, vocabulary)`.
-        num_items: targets of the whole batch that these are a part of.
+        num_items: number of targets in the whole batch, of which these may be only a part.
 
     Returns:
         A scalar in float32.
@@ -59,18 +60,18 @@ def router_losses(
     router_logits: tuple[torch.Tensor, ...], token_mask: torch.Tensor | None, reduction: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The load-balancing and z losses of the sparse layers (MM1, section 4.3, after GShard and ST-MoE).
+    The load-balancing loss and the z-loss of the sparse layers (MM1, section 4.3, after GShard and ST-MoE).
 
-    Balance is `experts * sum_e(share of tokens whose first choice is e * mean probability of e)`, 1 when all experts are
-    used alike; z is `mean(logsumexp(router logits) ** 2)`.
+    The load-balancing loss is `experts * sum_e(share of tokens whose first choice is e * mean probability of e)`,
+    which is 1 when all experts are used equally. The z-loss is `mean(logsumexp(router logits) ** 2)`.
 
     Args:
         router_logits: one `(batch * sequence, experts)` for each sparse layer.
-        token_mask: `(batch, sequence)`, 0 for the positions that do not count.
+        token_mask: `(batch, sequence)`, 0 for positions that do not count; None counts all positions.
         reduction: `"sum"` or `"mean"` over the layers.
 
     Returns:
-        The balance loss and the z loss, two scalars.
+        The load-balancing loss and the z-loss, two scalars.
     """
     logits = torch.stack([layer.float() for layer in router_logits])
     layers, tokens, num_experts = logits.shape

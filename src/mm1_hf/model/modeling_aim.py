@@ -1,4 +1,5 @@
-"""AIM, version 1: a vision transformer that learned to predict the next patch, without a causal mask (MM1, section 3.2)."""
+"""AIM, version 1: a vision transformer that was trained to predict the next patch, used here without a causal mask
+(MM1, section 3.2)."""
 
 from collections.abc import Callable
 
@@ -19,13 +20,13 @@ from .configuration_aim import AIMVisionConfig
 
 def sincos_positions(height: int, width: int, dim: int, device: torch.device | None = None) -> torch.Tensor:
     """
-    AIM's fixed position embedding: the first half of the channels tells the column, the second the row, each by sines
-    followed by cosines.
+    AIM's fixed position embedding: the first half of the channels encodes the column and the second half the row, each
+    by sines followed by cosines.
 
     Args:
-        height, width: of the grid of patches.
-        dim: channels.
-        device: of the result.
+        height, width: size of the grid in patches.
+        dim: number of channels.
+        device: device of the result.
 
     Returns:
         `(height * width, dim)` in float32, in row-major order.
@@ -49,7 +50,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention with its weights, the reference that the fused implementations are measured by."""
+    """Attention that also returns its weights; the reference to which the fused implementations are compared."""
     weights = (query @ key.transpose(2, 3) * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
@@ -57,10 +58,10 @@ def eager_attention_forward(
 
 class AIMVisionEmbeddings(nn.Module):
     """
-    Patches and their positions.
+    Embeds the patches of tiles and adds their positions.
 
     Args:
-        config: of the encoder.
+        config: configuration of the encoder.
     """
 
     def __init__(self, config: AIMVisionConfig):
@@ -83,7 +84,7 @@ class AIMVisionAttention(nn.Module):
     Self-attention among all patches, without biases.
 
     Args:
-        config: of the encoder.
+        config: configuration of the encoder.
     """
 
     def __init__(self, config: AIMVisionConfig):
@@ -124,10 +125,10 @@ class AIMVisionAttention(nn.Module):
 
 class AIMVisionMLP(nn.Module):
     """
-    Two layers without biases.
+    Feed-forward layer: two linear layers without biases, with an activation between them.
 
     Args:
-        config: of the encoder.
+        config: configuration of the encoder.
     """
 
     def __init__(self, config: AIMVisionConfig):
@@ -142,10 +143,10 @@ class AIMVisionMLP(nn.Module):
 
 class AIMVisionLayer(GradientCheckpointingLayer):
     """
-    Attention and feed-forward, each with a norm before and a residual around.
+    Attention and a feed-forward layer, each with a norm before it and a residual connection around it.
 
     Args:
-        config: of the encoder.
+        config: configuration of the encoder.
     """
 
     def __init__(self, config: AIMVisionConfig):
@@ -162,7 +163,7 @@ class AIMVisionLayer(GradientCheckpointingLayer):
 
 
 class AIMVisionPreTrainedModel(PreTrainedModel):
-    """Weights, initialisation and the capabilities that transformers asks for."""
+    """Base class of AIM's models. It tells transformers what the models support."""
 
     config: AIMVisionConfig
     base_model_prefix = "model"
@@ -180,10 +181,10 @@ class AIMVisionPreTrainedModel(PreTrainedModel):
 
 class AIMVisionModel(AIMVisionPreTrainedModel):
     """
-    AIM's encoder: patches of any grid, without a class token.
+    AIM's encoder. It takes any grid of patches and has no class token.
 
     Args:
-        config: of the encoder.
+        config: configuration of the encoder.
 
     Example:
 
@@ -215,10 +216,10 @@ class AIMVisionModel(AIMVisionPreTrainedModel):
         r"""
         Args:
             pixel_values: `(tiles, 3, height, width)`, normalised by ImageNet's mean and standard deviation.
-            kwargs: what transformers' encoders take besides, such as `output_hidden_states`.
+            kwargs: further arguments of transformers' encoders, such as `output_hidden_states`.
 
         Returns:
-            `last_hidden_state` `(tiles, patches, hidden)`, normed.
+            `last_hidden_state` `(tiles, patches, hidden)`, the output of the last norm.
         """
         hidden_states = self.embeddings(pixel_values)
         for layer in self.layers:

@@ -49,9 +49,10 @@ class MM1ModelOutput(ModelOutput):
     Output of [`MM1Model`].
 
     Args:
-        last_hidden_state (`torch.Tensor` of shape `(batch, sequence, hidden)`): the decoder's last layer, normed.
-        past_key_values (`Cache`, *optional*): the keys and values of the tokens so far.
-        hidden_states (`tuple[torch.Tensor]`, *optional*): one `(batch, sequence, hidden)` per layer and the input.
+        last_hidden_state (`torch.Tensor` of shape `(batch, sequence, hidden)`): output of the decoder's last norm.
+        past_key_values (`Cache`, *optional*): keys and values of all tokens so far.
+        hidden_states (`tuple[torch.Tensor]`, *optional*):
+            The decoder's input and the output of each layer, `(batch, sequence, hidden)` each.
         attentions (`tuple[torch.Tensor]`, *optional*): one `(batch, heads, sequence, sequence)` per layer.
         router_logits (`tuple[torch.Tensor]`, *optional*): one `(batch * sequence, experts)` per sparse layer.
         image_hidden_states (`torch.Tensor` of shape `(tiles, tokens, hidden)`, *optional*): the connector's output.
@@ -66,7 +67,7 @@ class MM1ModelOutput(ModelOutput):
 
 
 class MM1PreTrainedModel(AdapterLoadingMixin, PreTrainedModel):
-    """Weights, initialisation and the capabilities that transformers asks for."""
+    """Base class of MM1's models. It initialises weights and tells transformers what the models support."""
 
     config: MM1Config
     base_model_prefix = "model"
@@ -81,15 +82,16 @@ class MM1PreTrainedModel(AdapterLoadingMixin, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, quantization_config: Any = None, **kwargs: Any) -> Any:
-        """As transformers' own. In 4 and 8 bits the encoder, the connector and the head keep their precision, unless
-        `quantization_config` itself says what does."""
+        """Same as transformers' `from_pretrained`, except that `quantization_config` leaves the encoder, the connector
+        and the head unquantised, unless it lists the modules to leave out itself."""
         if quantization_config is not None:
             kwargs["quantization_config"] = keep_precise(quantization_config)
         return super().from_pretrained(*args, **kwargs)
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        # transformers looks for experts in this file; they are the decoder's, which is asked itself in turn.
+        # transformers decides by looking for a decorator in this file. The experts are in the decoder, whose class is
+        # asked separately.
         return True
 
     @torch.no_grad()
@@ -110,7 +112,7 @@ class MM1Model(MM1PreTrainedModel):
     The image encoder, the connector and the decoder, without a head (MM1, section 3.2).
 
     Args:
-        config: of the whole model.
+        config: configuration of the whole model.
 
     Example:
 
@@ -148,24 +150,24 @@ class MM1Model(MM1PreTrainedModel):
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
         r"""
-        Encodes tiles into the decoder's tokens.
+        Turns tiles into image tokens for the decoder.
 
         Args:
             pixel_values:
-                `(tiles, 3, height, width)`, any multiple of the patch size, also of no tiles; uint8 tiles are normalised
-                here, by the configuration's `pixel_mean` and `pixel_scale`.
-            kwargs: other arguments of the encoder, such as `output_hidden_states`.
+                `(tiles, 3, height, width)`, square, with sides of any multiple of the patch size. There may be 0
+                tiles. uint8 tiles are normalised here with the configuration's `pixel_mean` and `pixel_scale`.
+            kwargs: further arguments of the encoder, such as `output_hidden_states`.
 
         Returns:
             The encoder's output, with the image tokens `(tiles, num_tokens, hidden)` as its `pooler_output`.
 
         Raises:
-            ValueError: the tiles are not a square grid of whole patches, or a connector that keeps every patch sees
-                another resolution than the configured one; uint8 tiles where the configuration has no `pixel_mean`.
+            ValueError: the tiles are not a square grid of whole patches; their resolution is not the configured one,
+                although the connector keeps every patch; or they are uint8, but the configuration has no `pixel_mean`.
         """
         connector_config = self.config.connector_config
         if pixel_values.shape[0] == 0:
-            # Not every encoder can take no tiles at all.
+            # Some encoders fail on a batch of 0 tiles.
             shape = (0, connector_config.num_tokens, connector_config.text_hidden_size)
             return BaseModelOutputWithPooling(pooler_output=pixel_values.new_zeros(shape, dtype=self.dtype))
         if pixel_values.dtype == torch.uint8:
@@ -181,8 +183,9 @@ class MM1Model(MM1PreTrainedModel):
         if tokens.shape[1] != connector_config.num_tokens:
             raise ValueError(
                 f"The {connector_config.connector_type} connector keeps one token per patch: these tiles gave "
-                f"{tokens.shape[1]}, while the model is configured for {connector_config.num_tokens}. Use "
-                f"tiles of {self.config.vision_config.image_size} pixels, or a connector that reduces."
+                f"{tokens.shape[1]} tokens each, but the model is configured for {connector_config.num_tokens}. Use "
+                f"tiles of {self.config.vision_config.image_size} pixels, or a connector that reduces the patches to "
+                "num_tokens."
             )
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
@@ -195,18 +198,18 @@ class MM1Model(MM1PreTrainedModel):
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, num_features: int
     ) -> torch.Tensor:
         """
-        Where images stand in the text.
+        Finds the placeholder tokens for images.
 
         Args:
             input_ids: `(batch, sequence)`.
-            inputs_embeds: `(batch, sequence, hidden)`, looked at where `input_ids` are not given.
-            num_features: image tokens of all tiles of the batch.
+            inputs_embeds: `(batch, sequence, hidden)`, used if `input_ids` is None.
+            num_features: number of image tokens of all tiles of the batch together.
 
         Returns:
-            `(batch, sequence)`, true at image tokens.
+            `(batch, sequence)`, true at placeholder tokens.
 
         Raises:
-            ValueError: there are not `num_features` places.
+            ValueError: the number of placeholder tokens is not `num_features`.
         """
         if input_ids is not None:
             mask = input_ids == self.config.image_token_id
@@ -215,13 +218,13 @@ class MM1Model(MM1PreTrainedModel):
             image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
             mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
         count = mask.sum()
-        # TRL recognises this error by its first words.
+        # TRL recognises this error by its first words, so keep them.
         torch_compilable_check(
             count == num_features,
             lambda: (
                 f"Image features and image tokens do not match, tokens: {count}, features: {num_features}. Every tile "
-                f"of pixel_values needs {self.config.connector_config.num_tokens} image tokens in the text: build both "
-                "with the model's own processor, and do not truncate."
+                f"of pixel_values needs {self.config.connector_config.num_tokens} image tokens in the text. Build "
+                "text and tiles together with the model's processor, and do not truncate the text afterwards."
             ),
         )
         return mask
@@ -243,25 +246,26 @@ class MM1Model(MM1PreTrainedModel):
     ) -> MM1ModelOutput:
         r"""
         Args:
-            input_ids: `(batch, sequence)`, with `num_tokens` image tokens for every tile.
+            input_ids: `(batch, sequence)`, with `num_tokens` placeholder tokens for every tile.
             pixel_values:
-                `(tiles, 3, height, width)` over the whole batch, in the order of their places in the text; normalised,
-                or uint8. No tiles are as good as none.
+                `(tiles, 3, height, width)`, the tiles of the whole batch in the order of their placeholders in the
+                text; normalised, or uint8. 0 tiles are the same as None.
             attention_mask: `(batch, past + sequence)`, 0 for padding.
-            position_ids: `(batch, sequence)`. In training, positions that restart within a row mark segments.
+            position_ids: `(batch, sequence)`. In training, positions that restart within a row begin a new segment.
             past_key_values: keys and values of earlier tokens.
-            inputs_embeds: `(batch, sequence, hidden)`, in place of `input_ids`.
-            use_cache: whether to return `past_key_values`. Off for packed rows; in training, off unless asked for.
-            segment_ids: `(batch, sequence)`: which of a packed row's examples each token belongs to, 0 for padding.
-            mm_encoder_outputs: what [`get_image_features`] returned, under `"image"`, in place of `pixel_values`.
-            kwargs: other arguments of the decoder, such as `output_hidden_states`.
+            inputs_embeds: `(batch, sequence, hidden)`, given instead of `input_ids`.
+            use_cache: whether to return `past_key_values`. Always off for packed rows; off by default in training.
+            segment_ids: `(batch, sequence)`, number of the segment that each token belongs to, 0 for padding.
+            mm_encoder_outputs:
+                Output of [`get_image_features`] under the key `"image"`, given instead of `pixel_values`.
+            kwargs: further arguments of the decoder, such as `output_hidden_states`.
 
         Raises:
-            ValueError: image tokens and tiles that do not match in number; both or neither of `input_ids` and
-                `inputs_embeds`; both `pixel_values` and `mm_encoder_outputs`; segments of another shape than the
-                tokens, with a filled cache, an `attention_mask` that is more than padding or a decoder that cannot keep
-                them apart; a batch split by
-                `torch.nn.DataParallel`.
+            ValueError: the number of placeholder tokens does not match that of the tiles; both or neither of
+                `input_ids` and `inputs_embeds` are given, or both `pixel_values` and `mm_encoder_outputs`;
+                `segment_ids` have another shape than the tokens, or are given with a filled cache, with an
+                `attention_mask` that marks more than padding or to a decoder that cannot keep segments apart;
+                `torch.nn.DataParallel` has split the batch.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -270,8 +274,8 @@ class MM1Model(MM1PreTrainedModel):
             raise ValueError("Give either pixel_values or mm_encoder_outputs, not both.")
         if getattr(self, "_is_replica", False):
             raise ValueError(
-                "torch.nn.DataParallel cuts pixel_values without regard to which row they belong to. Start one process "
-                "per GPU instead: torchrun or accelerate launch."
+                "torch.nn.DataParallel splits pixel_values without regard to the rows that the tiles belong to. Start "
+                "one process per GPU instead, with torchrun or accelerate launch."
             )
 
         if pixel_values is not None and pixel_values.shape[0] == 0:
@@ -282,7 +286,7 @@ class MM1Model(MM1PreTrainedModel):
             num_features = pixel_values.shape[0] * self.config.connector_config.num_tokens
         elif image_outputs is not None:
             num_features = image_outputs.pooler_output.shape[:-1].numel()
-        # Read before the encoder's work is queued: the host waits for the count.
+        # The host waits here for the number of placeholders, so it is read before the encoder's work is queued.
         placeholders = (
             self.get_placeholder_mask(input_ids, inputs_embeds, num_features) if is_prefill or num_features else None
         )
@@ -314,8 +318,9 @@ class MM1Model(MM1PreTrainedModel):
         )
 
     def _join_collectives(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        """Where several processes train one model, a batch without images runs the encoder and connector all the same, on
-        a black tile that contributes 0: the other processes wait for this one's part."""
+        """With several processes, runs the encoder and the connector also for a batch without images, because the
+        other processes wait for this one in collective operations. Their input is a black tile; their output is
+        multiplied by 0 and added to the embeddings."""
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return inputs_embeds
         config = self.config.vision_config
@@ -333,8 +338,8 @@ class MM1Model(MM1PreTrainedModel):
         use_cache: bool | None,
         segment_ids: torch.Tensor | None,
     ) -> dict:
-        """The decoder's arguments. A foreign decoder gets packed rows as restarting positions, with neither mask nor cache:
-        on that path it keeps them apart itself, sliding windows included."""
+        """The arguments of the decoder. A decoder of transformers gets packed rows as restarting positions, without a
+        mask or a cache: from these transformers builds a mask that keeps segments apart, also for sliding windows."""
         if use_cache is None:
             use_cache = self.config.text_config.use_cache and not self.training
         if segment_ids is None and self.training and past_key_values is None:
@@ -362,10 +367,11 @@ class MM1Model(MM1PreTrainedModel):
 
 class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, GenerationMixin):
     """
-    MM1 with its head: answers, captions and reads images between text.
+    MM1 with its language-model head, for text with images anywhere in it: it predicts the next token and generates
+    answers and captions.
 
     Args:
-        config: of the whole model.
+        config: configuration of the whole model.
 
     Example:
 
@@ -403,19 +409,20 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
     ) -> BaseModelOutputWithPooling:
         """
         Args:
-            pixel_values, kwargs: as [`MM1Model.get_image_features`] takes them, which says what it returns and raises.
+            pixel_values, kwargs: same as in [`MM1Model.get_image_features`], and so are the output and the errors.
         """
         return self.model.get_image_features(pixel_values, **kwargs)
 
     def generate(self, *args: Any, pixel_values: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """As transformers' own, which would encode no tiles, or `None`, before it sees that there are no images."""
+        """Same as transformers' `generate`, but leaves out `pixel_values` that are None or hold 0 tiles: transformers
+        would pass them to the encoder."""
         if pixel_values is not None and pixel_values.shape[0] > 0:
             kwargs["pixel_values"] = pixel_values
-        return super().generate(*args, **kwargs)  # ty: ignore[invalid-argument-type] -- its own mixin does not fulfil it
+        return super().generate(*args, **kwargs)  # ty: ignore[invalid-argument-type] -- the mixin types its self
 
     def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the decoder's own model with a head does after it: Cohere and Falcon-H1 multiply, Granite divides, Gemma 2
-        caps."""
+        """Changes the logits as transformers' causal language model of this decoder does after its head: Cohere and
+        Falcon-H1 multiply them, Granite divides them, Gemma 2 caps them."""
         config = self.config.text_config
         for name in ("logit_scale", "lm_head_multiplier"):
             if getattr(config, name, None) is not None:
@@ -449,25 +456,34 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
         Args:
             input_ids, pixel_values, attention_mask, past_key_values, inputs_embeds, use_cache, segment_ids:
                 see [`MM1Model.forward`].
-            mm_encoder_outputs: see there.
-            position_ids: see there. With labels, positions that restart within a row mark segments also in evaluation.
+            mm_encoder_outputs: see [`MM1Model.forward`].
+            position_ids:
+                see [`MM1Model.forward`]. With labels, positions that restart within a row begin a new segment also in
+                evaluation.
             labels:
-                `(batch, sequence)`, -100 where nothing is learned: at image tokens, padding and each segment's first
-                token. They are taken as they are ([`mm1_hf.data.collation`] makes them).
-            logits_to_keep: how many of the last positions to return logits of, 0 for all.
-            skip_logits: whether to send only the live positions through the head and return no logits; unset, in
-                training with labels.
-            output_router_logits: whether to return the router logits; unset, as the decoder's configuration says.
-            num_items_in_batch: targets in the whole batch, of which this call may see a part.
+                `(batch, sequence)`, the token at each position, or -100 where it is not a target: at image tokens, at
+                padding and at each segment's first token. They are used as given; [`mm1_hf.data.collation`] builds
+                them.
+            logits_to_keep: number of last positions whose logits are returned, 0 for all.
+            skip_logits:
+                whether to compute the head only at positions whose next token is a target, and to return no logits.
+                Unset, this is done in training with labels.
+            output_router_logits: whether to return the router logits; unset, the decoder's configuration decides.
+            num_items_in_batch: number of targets in the whole batch, of which this call may see only a part.
             use_expert_capacity:
-                whether `mm1_text`'s `expert_capacity_factor` limits the experts; unset, in training and with labels.
-            kwargs: also `shift_labels`, `(batch, sequence)`, labels already moved one place to the left.
+                whether `expert_capacity_factor` limits the experts of an `mm1_text` decoder. Unset, it does in
+                training without a cache and whenever labels are given.
+            kwargs:
+                further arguments of [`MM1Model.forward`], and `shift_labels` `(batch, sequence)`: labels already
+                shifted one position to the left.
 
         Raises:
-            ValueError: as [`MM1Model.forward`], `skip_logits` without labels, or a trainer that computes the loss itself
-                (label smoothing) where the configuration adds to it.
+            ValueError: [`MM1Model.forward`] refuses the inputs; `skip_logits` is true without labels; or the trainer
+                computes the loss itself (for example with label smoothing) and would leave out losses that the
+                configuration adds.
         """
-        # Not in the signature, because Trainer's evaluation asks for every argument that is called labels.
+        # Not in the signature, because Trainer expects each batch of an evaluation to hold every argument whose name
+        # contains "label".
         shift_labels = kwargs.pop("shift_labels", None)
         given = labels if shift_labels is None else shift_labels
         targets = None if given is None else live_targets(labels, shift_labels)
@@ -536,7 +552,8 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
 
 
 def begins_rows(past_key_values: Cache | None) -> bool:
-    """Whether nothing came before. A static cache counts on the device, where compiled code cannot ask: it only decodes."""
+    """Whether no tokens precede these. A static cache keeps its length on the device, where compiled code cannot read
+    it; compiled code with such a cache only decodes, so the answer is then False."""
     length = 0 if past_key_values is None else past_key_values.get_seq_length()
     if isinstance(length, torch.Tensor) and torch.compiler.is_compiling():
         return False
@@ -544,8 +561,9 @@ def begins_rows(past_key_values: Cache | None) -> bool:
 
 
 def build_decoder(config: PreTrainedConfig) -> PreTrainedModel:
-    """`mm1_text` by its own class, which also loads from the Hub without this package; any other decoder by its name."""
-    # CODEPATH: presets and every MM1 of this package's own decoder; below, assemblies of a foreign one.
+    """Builds the decoder: `mm1_text` from its class in this package, which also loads from the Hub without the
+    package; any other decoder by its model type."""
+    # CODEPATH: the presets and every other MM1 with an mm1_text decoder; the last line builds other decoders.
     if config.model_type == MM1TextConfig.model_type:
         return MM1TextModel._from_config(config)
     return AutoModel.from_config(config)
@@ -557,12 +575,12 @@ def needs_gradient(module: nn.Module) -> bool:
 
 
 def balance_coefficient(text_config: PreTrainedConfig) -> float | None:
-    """Weight of a decoder's load-balancing loss; JetMoE has a name of its own for it."""
+    """Weight of a decoder's load-balancing loss, None if it has none. JetMoE calls the field `aux_loss_coef`."""
     return getattr(text_config, "router_aux_loss_coef", getattr(text_config, "aux_loss_coef", None))
 
 
 def num_experts(text_config: PreTrainedConfig) -> int:
-    """Experts of a decoder's sparse layers whose balance it weighs in its loss; 0 for the others."""
+    """Number of experts in a sparse layer; 0 for a dense decoder and for one without a load-balancing loss."""
     if balance_coefficient(text_config) is None:
         return 0
     return getattr(text_config, "num_experts", None) or getattr(text_config, "num_local_experts", None) or 0
@@ -570,8 +588,10 @@ def num_experts(text_config: PreTrainedConfig) -> int:
 
 def require_packed_path(decoder: PreTrainedModel, inputs_embeds: torch.Tensor) -> None:
     """
+    Refuses a decoder that cannot keep the segments of a packed row apart.
+
     Raises:
-        ValueError: the decoder would let the segments of a packed row see each other.
+        ValueError: in this decoder the segments of a packed row would see each other.
     """
     layer_types = set(getattr(decoder.config, "layer_types", None) or ())
     recurrent = layer_types - {"full_attention", "sliding_attention", "chunked_attention"}
@@ -582,20 +602,22 @@ def require_packed_path(decoder: PreTrainedModel, inputs_embeds: torch.Tensor) -
     else:
         return
     raise ValueError(
-        f"{type(decoder).__name__} ({decoder.config.model_type}) {reason}, so it cannot keep the segments of a packed row "
-        "apart. Train it on one example per row."
+        f"{type(decoder).__name__} ({decoder.config.model_type}) {reason}, so it cannot keep the segments of a packed "
+        "row apart. Train it on one example per row."
     )
 
 
 @torch.no_grad()
 def keeps_examples_apart(decoder: PreTrainedModel, inputs_embeds: torch.Tensor) -> bool:
     """
-    Tries a decoder, once per attention implementation: of two packed rows that differ in their first example, it must make
-    the same of the second one. Some (OPT, BLOOM, Falcon, gpt-oss) leave the positions out of their mask and leak without a
-    word.
+    Tests whether a decoder keeps the examples of a packed row apart, and remembers the result for each attention
+    implementation. It runs two packed rows that differ only in their first example: the outputs for the second example
+    must be equal. Some decoders (OPT, BLOOM, Falcon, gpt-oss) do not use the positions in their mask, so that examples
+    see each other without any error.
 
     Args:
-        inputs_embeds: `(batch, sequence, hidden)`, any; their width, dtype and device are taken.
+        decoder: the decoder to test.
+        inputs_embeds: `(batch, sequence, hidden)`. Only its width, dtype and device are used, not its values.
     """
     implementation = decoder.config._attn_implementation
     known = decoder.__dict__.setdefault("_mm1_keeps_examples_apart", {})
@@ -603,7 +625,7 @@ def keeps_examples_apart(decoder: PreTrainedModel, inputs_embeds: torch.Tensor) 
         noise = torch.randn(2, 1, inputs_embeds.shape[-1], generator=torch.Generator().manual_seed(0))
         rows = torch.cat([noise, noise[:1].expand(2, -1, -1)], dim=1).to(inputs_embeds)
         segments = torch.tensor([[1, 2], [1, 2]], device=rows.device)
-        # Dropout would make a difference of its own.
+        # Dropout would make the outputs differ too.
         training = [module for module in decoder.modules() if module.training]
         decoder.eval()
         outputs = decoder(

@@ -1,4 +1,4 @@
-"""MM1's decoder: a pre-norm transformer with RMSNorm, SwiGLU and rotary positions, dense or with sparse layers."""
+"""MM1's decoder: a pre-norm transformer with RMSNorm, SwiGLU and rotary positions, dense or with layers of experts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,19 +40,21 @@ logger = logging.get_logger(__name__)
 @dataclass
 class MM1CausalLMOutput(ModelOutput):
     r"""
-    Output of MM1's models with a head.
+    Output of MM1's models that have a head.
 
     Args:
         loss (`torch.Tensor`, *optional*, returned with `labels`):
-            Scalar: cross-entropy over the live targets, plus the z-loss where configured, plus `aux_loss` scaled by this
+            Scalar: cross-entropy over the targets, plus the z-loss if configured, plus `aux_loss` multiplied by this
             batch's share of `num_items_in_batch`.
-        logits (`torch.Tensor` of shape `(batch, sequence, vocabulary)`, *optional*): absent where `skip_logits`.
-        past_key_values (`Cache`, *optional*): the keys and values of the tokens so far.
-        hidden_states (`tuple[torch.Tensor]`, *optional*): one `(batch, sequence, hidden)` per layer and the input.
+        logits (`torch.Tensor` of shape `(batch, sequence, vocabulary)`, *optional*): None with `skip_logits`.
+        past_key_values (`Cache`, *optional*): keys and values of all tokens so far.
+        hidden_states (`tuple[torch.Tensor]`, *optional*):
+            The decoder's input and the output of each layer, `(batch, sequence, hidden)` each.
         attentions (`tuple[torch.Tensor]`, *optional*): one `(batch, heads, sequence, sequence)` per layer.
         router_logits (`tuple[torch.Tensor]`, *optional*): one `(batch * sequence, experts)` per sparse layer.
         aux_loss (`torch.Tensor`, *optional*):
-            Scalar: the router's balance and z losses over this batch, each times its coefficient.
+            Scalar: the router's load-balancing loss and z-loss over this batch, each multiplied by its coefficient.
+            For decoders other than `mm1_text`, only the load-balancing loss.
         image_hidden_states (`torch.Tensor` of shape `(tiles, tokens, hidden)`, *optional*): the connector's output.
     """
 
@@ -68,7 +70,7 @@ class MM1CausalLMOutput(ModelOutput):
 
 @use_kernel_forward_from_hub("RMSNorm")
 class MM1TextRMSNorm(nn.Module):
-    """Root-mean-square norm with statistics in float32."""
+    """Root-mean-square norm whose statistics are computed in float32."""
 
     def __init__(self, hidden_size: int, eps: float):
         super().__init__()
@@ -102,7 +104,7 @@ class MM1TextRotaryEmbedding(nn.Module):
 
     @staticmethod
     def compute_default_rope_parameters(config: MM1TextConfig, **kwargs) -> tuple[torch.Tensor, float]:
-        """The inverse frequencies `(head_dim / 2,)` of plain rotary positions, and the factor 1 on their cosines."""
+        """Inverse frequencies `(head_dim / 2,)` of unscaled rotary positions; their cosines have the factor 1."""
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float) / config.head_dim
         return 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0
 
@@ -117,7 +119,8 @@ class MM1TextRotaryEmbedding(nn.Module):
 
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns `(batch, heads, sequence, head_dim)` by the angles of `(batch, 1, sequence, head_dim)`; halves are pairs."""
+    """Rotates `heads` `(batch, heads, sequence, head_dim)` by the angles whose cosines and sines are `cos` and `sin`,
+    `(batch, 1, sequence, head_dim)` each. A pair consists of channel `i` of the first half and of the second half."""
     first, second = heads.chunk(2, dim=-1)
     return heads * cos + torch.cat([-second, first], dim=-1) * sin
 
@@ -132,7 +135,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention with its weights, the reference that the fused implementations are measured by."""
+    """Attention that also returns its weights; the reference to which the fused implementations are compared."""
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)
     scores = query @ key.transpose(2, 3) * scaling
@@ -144,7 +147,7 @@ def eager_attention_forward(
 
 
 class MM1TextAttention(nn.Module):
-    """Causal self-attention with grouped key-value heads; bias and a norm on queries and keys are optional."""
+    """Causal self-attention with grouped key-value heads; biases and a norm on queries and keys are optional."""
 
     def __init__(self, config: MM1TextConfig, layer_idx: int):
         super().__init__()
@@ -217,9 +220,9 @@ class MM1TextMLP(nn.Module):
 @use_experts_implementation
 class MM1TextExperts(nn.Module):
     """
-    The experts of a sparse layer, each a SwiGLU: weights `(experts, 2 * intermediate, hidden)` and
-    `(experts, hidden, intermediate)`. The forward here is the reference; transformers' grouped and batched ones replace
-    it.
+    The experts of a sparse layer, each a SwiGLU feed-forward layer, with weights `(experts, 2 * intermediate, hidden)`
+    and `(experts, hidden, intermediate)`. The forward method here is the reference implementation; transformers can
+    replace it with a grouped or a batched one.
     """
 
     def __init__(self, config: MM1TextConfig):
@@ -235,8 +238,8 @@ class MM1TextExperts(nn.Module):
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         output = torch.zeros_like(hidden_states)
-        # Under expert parallelism a rank sees the index `num_experts` for tokens whose expert lives elsewhere.
-        # trf-ignore: TRF056. A loop over the experts that were chosen has to know them; grouped_mm needs no loop.
+        # With expert parallelism, the index `num_experts` marks tokens whose expert is on another rank.
+        # trf-ignore: TRF056. A loop over the chosen experts needs their indices on the host; grouped_mm needs no loop.
         for expert in top_k_index.unique().tolist():
             if expert == self.num_experts:
                 continue
@@ -249,7 +252,7 @@ class MM1TextExperts(nn.Module):
 
 
 class MM1TextTopKRouter(nn.Module):
-    """Chooses the experts of each token; all in float32, whatever the model runs in."""
+    """Chooses the experts of each token. It computes in float32, whatever the dtype of the model."""
 
     def __init__(self, config: MM1TextConfig):
         super().__init__()
@@ -265,11 +268,12 @@ class MM1TextTopKRouter(nn.Module):
         Args:
             hidden_states: `(batch * sequence, hidden)`.
             capacity_mask:
-                `(batch, sequence)`, 0 for padding, where the experts' capacity is limited; without it no choice is dropped.
+                `(batch, sequence)`, 0 for padding. If it is given, the experts' capacity is limited; without it no
+                choice is dropped.
 
         Returns:
-            Router logits `(tokens, experts)` in float32, gates `(tokens, top_k)` in the input's dtype, 0 for a dropped
-            choice, and the chosen experts `(tokens, top_k)`.
+            Router logits `(batch * sequence, experts)` in float32; gates `(batch * sequence, top_k)` in the input's
+            dtype, 0 for a dropped choice; and the chosen experts `(batch * sequence, top_k)`.
         """
         with torch.autocast(hidden_states.device.type, enabled=False):
             logits = F.linear(hidden_states.float(), self.weight.float())
@@ -285,17 +289,22 @@ def choices_within_capacity(
     experts: torch.Tensor, token_mask: torch.Tensor, num_experts: int, capacity_factor: float
 ) -> torch.Tensor:
     """
-    Which choices find room in their expert, `(batch * sequence, top_k)`: AXLearn's rule with a row as the group. Each
-    expert takes `max(1, int(tokens * capacity_factor / num_experts))` of a row's choices; all first choices queue before
-    the second ones, each in the tokens' order.
+    Decides which choices of experts are kept: AXLearn's rule, applied to each row separately. Each expert accepts up
+    to `max(1, int(tokens * capacity_factor / num_experts))` of a row's choices, where `tokens` counts the row's tokens
+    without padding. All first choices come before the second choices, each in the order of the tokens.
 
     Args:
         experts: `(batch * sequence, top_k)`, the chosen experts, best first.
-        token_mask: `(batch, sequence)`, 0 for padding, which takes no room and adds none.
+        token_mask: `(batch, sequence)`, 0 for padding, which is sent to no expert and does not raise the capacity.
+        num_experts: number of experts of the layer.
+        capacity_factor: see `expert_capacity_factor` of [`MM1TextConfig`].
+
+    Returns:
+        `(batch * sequence, top_k)`, true for the choices that are kept.
     """
     rows, length = token_mask.shape
     real = token_mask.ne(0)
-    # A place is a whole number, so it need not be compared with a capacity rounded down.
+    # The capacity is not rounded down, because places are whole numbers: the comparison gives the same result.
     capacity = (real.sum(dim=1) * capacity_factor / num_experts).clamp(min=1)
     queue = experts.view(rows, length, -1).transpose(1, 2)
     taken = (F.one_hot(queue, num_experts) * real[:, None, :, None]).flatten(1, 2)
@@ -305,7 +314,7 @@ def choices_within_capacity(
 
 
 class MM1TextSparseMLP(nn.Module):
-    """A feed-forward layer of experts: each token goes to its top-k, as far as these have room."""
+    """A feed-forward layer of experts: each token is sent to its top-k experts, unless their capacity is used up."""
 
     def __init__(self, config: MM1TextConfig):
         super().__init__()
@@ -319,13 +328,13 @@ class MM1TextSparseMLP(nn.Module):
 
 
 class MM1TextDecoderLayer(GradientCheckpointingLayer):
-    """Attention and feed-forward, each with a norm before and a residual around."""
+    """Attention and a feed-forward layer, each with a norm before it and a residual connection around it."""
 
     def __init__(self, config: MM1TextConfig, layer_idx: int):
         super().__init__()
         self.self_attn = MM1TextAttention(config, layer_idx)
         self.is_sparse = config.is_sparse_layer(layer_idx)
-        # CODEPATH: mm1-3b-moe and the other sparse presets have experts in every n-th layer; dense ones nowhere.
+        # CODEPATH: mm1-3b-moe and the other sparse presets have experts in every n-th layer; dense presets have none.
         self.mlp = MM1TextSparseMLP(config) if self.is_sparse else MM1TextMLP(config)
         self.input_layernorm = MM1TextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = MM1TextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -352,7 +361,7 @@ class MM1TextDecoderLayer(GradientCheckpointingLayer):
 
 
 class MM1TextPreTrainedModel(PreTrainedModel):
-    """Weights, initialisation and the capabilities that transformers asks for."""
+    """Base class of the decoder's models. It initialises weights and tells transformers what the models support."""
 
     config: MM1TextConfig
     base_model_prefix = "model"
@@ -386,7 +395,7 @@ class MM1TextModel(MM1TextPreTrainedModel):
     MM1's decoder without a head.
 
     Args:
-        config: of the decoder.
+        config: configuration of the decoder.
 
     Example:
 
@@ -431,21 +440,24 @@ class MM1TextModel(MM1TextPreTrainedModel):
         Args:
             input_ids: `(batch, sequence)`.
             attention_mask: `(batch, past + sequence)`, 0 for padding.
-            position_ids: `(batch, sequence)`. In training, positions that restart within a row mark segments.
+            position_ids: `(batch, sequence)`. In training, positions that restart within a row begin a new segment.
             past_key_values: keys and values of earlier tokens.
-            inputs_embeds: `(batch, sequence, hidden)`, in place of `input_ids`.
-            use_cache: whether to return `past_key_values`. Off for packed rows.
-            segment_ids: `(batch, sequence)`: which of a packed row's examples each token belongs to, 0 for padding.
-                Tokens see only their own segment, and positions restart with each.
-            use_expert_capacity: whether `expert_capacity_factor` limits the experts; unset, in training without a cache.
-            kwargs: what transformers' decoders take besides, such as `output_hidden_states`.
+            inputs_embeds: `(batch, sequence, hidden)`, given instead of `input_ids`.
+            use_cache:
+                whether to return `past_key_values`. Always off for packed rows; in training no cache is created.
+            segment_ids: `(batch, sequence)`, number of the segment that each token belongs to, 0 for padding.
+                Tokens see only their own segment, and positions restart with each segment.
+            use_expert_capacity:
+                whether `expert_capacity_factor` limits the experts. Unset, it does in training without a cache.
+            kwargs: further arguments of transformers' decoders, such as `output_hidden_states`.
 
         Returns:
-            `last_hidden_state` `(batch, sequence, hidden)` and what was asked for.
+            `last_hidden_state` `(batch, sequence, hidden)`, and the further outputs that the arguments ask for.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds`, or segments of another shape than the
-                tokens, with a filled cache or an `attention_mask` that is more than padding.
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, or `segment_ids` have another
+                shape than the tokens or are given with a filled cache or with an `attention_mask` that marks more than
+                padding.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -464,7 +476,8 @@ class MM1TextModel(MM1TextPreTrainedModel):
             position_ids = mask_position_ids if position_ids is None else position_ids
             kwargs.update(boundary_kwargs(segment_ids, self.config._attn_implementation))
         else:
-            # Training reads each row once: a cache there costs memory and hides restarting positions from the mask.
+            # Training reads each row once, so a cache would only cost memory; besides, transformers ignores restarting
+            # positions when it builds the mask with a cache.
             if use_cache and past_key_values is None and not self.training:
                 past_key_values = DynamicCache(config=self.config)
             if position_ids is None:
@@ -473,7 +486,7 @@ class MM1TextModel(MM1TextPreTrainedModel):
             mask_position_ids = position_ids
 
         capacity_mask = None
-        # CODEPATH: mm1-3b-moe and the other sparse presets where a capacity is asked for; dense ones have no experts.
+        # CODEPATH: mm1-3b-moe and the other sparse presets if a capacity is configured; dense presets have no experts.
         if use_expert_capacity and self.config.num_experts and self.config.expert_capacity_factor is not None:
             token_mask = router_token_mask(segment_ids, attention_mask, inputs_embeds)
             capacity_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2]) if token_mask is None else token_mask
@@ -501,8 +514,8 @@ class MM1TextModel(MM1TextPreTrainedModel):
 
 class NextTokenHeadMixin:
     """
-    What MM1's models with a head share: the loss over live targets, logits only where they are needed, and in
-    `generate()` the refusal of packed rows and experts without a limit.
+    Methods that MM1's models with a head share. They compute the loss over the targets, and logits only where they are
+    needed. In `generate()` they refuse packed rows and lift the limit on the experts' capacity.
     """
 
     config: Any
@@ -510,11 +523,11 @@ class NextTokenHeadMixin:
     loss_function: Callable
 
     def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the decoder's own model does to its logits after the head; nothing, for `mm1_text`."""
+        """Changes the logits as the decoder's own model does after the head; `mm1_text` leaves them unchanged."""
         return logits
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(..., hidden)` to `(..., vocabulary)`."""
+        """Computes logits `(..., vocabulary)` from hidden states `(..., hidden)`."""
         return self.scale_logits(self.lm_head(hidden_states))
 
     def logits_and_loss(
@@ -527,15 +540,19 @@ class NextTokenHeadMixin:
         z_loss_coef: float,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | float]:
         """
+        Computes the logits and the loss.
+
         Args:
             hidden_states: `(batch, sequence, hidden)`.
-            targets: what to learn; without it there is no loss.
-            skip_logits: send only the live positions through the head.
-            logits_to_keep: how many of the last positions to return logits of, 0 for all.
-            num_items_in_batch: live targets of the whole batch that this micro-batch is a part of.
+            targets: the targets; without them there is no loss.
+            skip_logits: whether to compute the head only at the targets' positions, and to return no logits.
+            logits_to_keep: number of last positions whose logits are returned, 0 for all.
+            num_items_in_batch: number of targets in the whole batch that this micro-batch belongs to.
+            z_loss_coef: weight of the softmax z-loss.
 
         Returns:
-            Logits, cross-entropy and z-loss together, and this micro-batch's share of the batch's targets.
+            The logits, the sum of cross-entropy and weighted z-loss, and this micro-batch's share of the targets of
+            the whole batch.
         """
         logits = None if skip_logits else self.compute_logits(slice_logits_to_keep(hidden_states, logits_to_keep))
         if targets is None:
@@ -562,16 +579,17 @@ class NextTokenHeadMixin:
     def _validate_model_kwargs(self, model_kwargs: dict) -> None:
         if model_kwargs.get("segment_ids") is not None:
             raise ValueError(
-                "generate() continues one example per row and refuses segment_ids. Unpack the rows: one example each, "
-                "padded on the left, with an attention_mask."
+                "generate() continues one example per row and refuses segment_ids. Give each example its own row, "
+                "padded on the left, and an attention_mask."
             )
         super()._validate_model_kwargs(model_kwargs)  # ty: ignore[missing-attribute] -- GenerationMixin's
 
     def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
         model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # ty: ignore[missing-attribute] -- as above
-        # CODEPATH: sparse presets where a capacity is asked for; no published one is.
+        # CODEPATH: sparse presets if a capacity is configured; no published preset configures one.
         if getattr(self.config.get_text_config(), "expert_capacity_factor", None) is not None:
-            # Second choices queue behind the first ones of later tokens, so a growing row would change its own past.
+            # With a limit, second choices come after the first choices of later tokens. Each new token could then
+            # change the outputs of earlier ones.
             model_inputs["use_expert_capacity"] = False
         return model_inputs
 
@@ -581,7 +599,7 @@ class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationM
     MM1's decoder with its head.
 
     Args:
-        config: of the decoder.
+        config: configuration of the decoder.
 
     Example:
 
@@ -630,24 +648,33 @@ class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationM
         Args:
             input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, segment_ids:
                 see [`MM1TextModel.forward`].
-            position_ids: see there. With labels, positions that restart within a row mark segments also in evaluation.
-            labels: `(batch, sequence)`, -100 where nothing is learned.
-            logits_to_keep: how many of the last positions to return logits of, 0 for all.
-            skip_logits: whether to send only the live positions through the head and return no logits; unset, in training
-                with labels.
-            output_router_logits: whether to return the router logits; unset, as the configuration says.
-            num_items_in_batch: targets in the whole batch, of which this call may see a part.
-            use_expert_capacity: whether `expert_capacity_factor` limits the experts; unset, in training and with labels.
-            kwargs: also `shift_labels`, `(batch, sequence)`, labels already moved one place to the left.
+            position_ids:
+                see [`MM1TextModel.forward`]. With labels, positions that restart within a row begin a new segment also
+                in evaluation.
+            labels: `(batch, sequence)`, the token at each position, or -100 where it is not a target.
+            logits_to_keep: number of last positions whose logits are returned, 0 for all.
+            skip_logits:
+                whether to compute the head only at positions whose next token is a target, and to return no logits.
+                Unset, this is done in training with labels.
+            output_router_logits: whether to return the router logits; unset, the configuration decides.
+            num_items_in_batch: number of targets in the whole batch, of which this call may see only a part.
+            use_expert_capacity:
+                whether `expert_capacity_factor` limits the experts. Unset, it does in training without a cache and
+                whenever labels are given.
+            kwargs:
+                further arguments of [`MM1TextModel.forward`], and `shift_labels` `(batch, sequence)`: labels already
+                shifted one position to the left.
 
         Returns:
-            With labels the loss, a scalar; where not skipped, logits `(batch, sequence, vocabulary)`.
+            With labels the loss, a scalar; unless they are skipped, the logits `(batch, sequence, vocabulary)`.
 
         Raises:
-            ValueError: as [`MM1TextModel.forward`], `skip_logits` without labels, or a trainer that computes the loss itself
-                (label smoothing) where the configuration adds to it.
+            ValueError: [`MM1TextModel.forward`] refuses the inputs; `skip_logits` is true without labels; or the
+                trainer computes the loss itself (for example with label smoothing) and would leave out losses that the
+                configuration adds.
         """
-        # Not in the signature, because Trainer's evaluation asks for every argument that is called labels.
+        # Not in the signature, because Trainer expects each batch of an evaluation to hold every argument whose name
+        # contains "label".
         shift_labels = kwargs.pop("shift_labels", None)
         given = labels if shift_labels is None else shift_labels
         targets = None if given is None else live_targets(labels, shift_labels)
@@ -704,12 +731,15 @@ class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationM
 
 def resolve_skip_logits(skip_logits: bool | None, training: bool, targets: LiveTargets | None) -> bool:
     """
+    Whether to skip the logits: the given `skip_logits`, or by default in training with labels.
+
     Raises:
-        ValueError: `skip_logits` is asked for, but without labels there is then nothing to return.
+        ValueError: `skip_logits` is true, but there are no labels, so neither logits nor a loss would be returned.
     """
     if skip_logits and targets is None:
         raise ValueError(
-            "skip_logits=True returns a loss instead of logits, so it needs labels. Pass labels, or leave it."
+            "skip_logits=True returns a loss instead of logits, so it needs labels. Pass labels, or leave "
+            "skip_logits unset."
         )
     return training and targets is not None if skip_logits is None else skip_logits
 
@@ -718,15 +748,16 @@ def require_loss_in_the_logits(
     z_loss_coef: float, sparse_config: PreTrainedConfig | None, output_router_logits: bool
 ) -> None:
     """
-    Checks a training step of a trainer that keeps the labels and computes the loss from the logits, as Trainer does for
-    `label_smoothing_factor` and `compute_loss_func`.
+    Checks a training step without labels, in which the trainer keeps the labels and computes the loss from the logits.
+    Trainer does so for `label_smoothing_factor` and `compute_loss_func`.
 
     Args:
-        sparse_config: the decoder's, where it has experts whose losses count.
-        output_router_logits: whether the router's losses are handed out, as `aux_loss`.
+        z_loss_coef: weight of the softmax z-loss.
+        sparse_config: configuration of the decoder if it has experts, otherwise None.
+        output_router_logits: whether the outputs contain the router's losses, as `aux_loss`.
 
     Raises:
-        ValueError: there are losses that such a trainer would leave out without knowing.
+        ValueError: the model adds losses that the trainer would leave out.
     """
     lost: dict[str, float | None] = {"z_loss_coef": z_loss_coef}
     if not output_router_logits:
@@ -735,40 +766,43 @@ def require_loss_in_the_logits(
     lost = {name: weight for name, weight in lost.items() if weight}
     if lost:
         raise ValueError(
-            "Trainer computes this loss from the logits (label_smoothing_factor or compute_loss_func), and would leave out "
-            f"what the model's own has: {', '.join(f'{name}={weight}' for name, weight in lost.items())}. Set these to 0 in "
-            "the configuration, or train without label smoothing."
+            "With label_smoothing_factor or compute_loss_func, Trainer computes the loss from the logits, and would "
+            "leave out losses that the model itself would add: "
+            f"{', '.join(f'{name}={weight}' for name, weight in lost.items())}. Set these to 0 in the configuration, "
+            "or train without label_smoothing_factor and compute_loss_func."
         )
     if sparse_config is not None:
         logger.warning_once(
-            "Trainer computes the loss from the logits: the router's losses count only if its compute_loss_func adds the "
-            "outputs' aux_loss. Label smoothing does not."
+            "Trainer computes the loss from the logits. The router's losses count only if the compute_loss_func adds "
+            "the outputs' aux_loss to the loss; label smoothing does not add it."
         )
 
 
 def router_token_mask(
     segment_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, hidden_states: torch.Tensor
 ) -> torch.Tensor | None:
-    """1 at the positions `(batch, sequence)` that count in the router's statistics: `segment_ids` say it where given."""
+    """Mask `(batch, sequence)` of the positions that count in the router's statistics, 0 for padding. It is made from
+    `segment_ids` if they are given, otherwise from `attention_mask`. It is None if every position counts."""
     if segment_ids is not None:
-        # Not the segments' numbers: transformers' own loss takes the mask for weights.
+        # Ones instead of the segments' numbers, because transformers' load-balancing loss uses the mask as weights.
         return mask_padding(segment_ids, attention_mask).ne(0).long()
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
         return None
-    # With a cache the mask also covers the past; the statistics are those of the new tokens.
+    # With a cache the mask also covers earlier tokens, but the statistics are those of the new tokens.
     return attention_mask[:, -hidden_states.shape[1] :]
 
 
 def weighted_router_loss(
     config: MM1TextConfig, router_logits: tuple[torch.Tensor, ...], token_mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """The balance and z losses of `mm1_text`, each times its coefficient."""
+    """Sum of the load-balancing loss and the z-loss of an `mm1_text` router, each multiplied by its coefficient."""
     balance, z = router_losses(router_logits, token_mask, config.aux_loss_reduction)
     return config.router_aux_loss_coef * balance + config.router_z_loss_coef * z
 
 
 def warn_of_lost_router_losses(aux_loss: torch.Tensor, decoder: PreTrainedModel) -> None:
-    """Re-entrant checkpointing runs the layers without gradients, and what is read off on the way stays without."""
+    """Warns if the router's losses have no gradient. Re-entrant gradient checkpointing runs the layers without
+    gradients, so router logits recorded in that pass have none."""
     if (
         torch.is_grad_enabled()
         and decoder.training
@@ -777,8 +811,8 @@ def warn_of_lost_router_losses(aux_loss: torch.Tensor, decoder: PreTrainedModel)
         and any(parameter.requires_grad for parameter in decoder.parameters())
     ):
         logger.warning_once(
-            "Gradient checkpointing with use_reentrant=True cuts the router's losses off: they are reported and train "
-            "nothing. Set gradient_checkpointing_kwargs={'use_reentrant': False}."
+            "Gradient checkpointing with use_reentrant=True gives the router's losses no gradient: they are reported, "
+            "but do not train the model. Set gradient_checkpointing_kwargs={'use_reentrant': False}."
         )
 
 

@@ -1,4 +1,4 @@
-"""MM1's processor: text with images in it to the model's inputs, and chats to text."""
+"""The processor of MM1, which turns text and images into model inputs, and chats into text."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from .image_processing_mm1 import MM1ImageProcessorKwargs
 from .tiling import placeholder_text
 
 
-# ChatML. What the assistant writes, its end mark included, lies inside the generation marks: that is what is learned.
+# ChatML. The generation marks enclose the assistant's messages and their end tokens: only these are trained on.
 CHAT_TEMPLATE = """\
 {%- macro render(content) -%}
     {%- if content is string -%}
@@ -41,34 +41,34 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
-# Parts of a message that name a file or hold data, and are not text for the model.
+# Keys of a content part whose values are names or data of a file, rather than text for the model.
 _MEDIA_KEYS = frozenset({"image", "url", "path", "base64"})
 _ZERO_WIDTH_SPACE = "\u200b"
 
 
 class MM1ProcessorKwargs(ProcessingKwargs, total=False):
-    """Call arguments of [`MM1Processor`]: the tokenizer's, and those of the image processor."""
+    """Keyword arguments of a call of [`MM1Processor`]: those of the tokenizer and those of the image processor."""
 
     images_kwargs: MM1ImageProcessorKwargs  # ty: ignore[invalid-typed-dict-field] -- narrowed, as transformers' own do
 
 
 class MM1Processor(ProcessorMixin):
     """
-    Turns text and images into `input_ids`, `attention_mask` and `pixel_values`, and nothing else unless asked.
+    Turns text and images into `input_ids`, `attention_mask` and `pixel_values`; other outputs have to be asked for.
 
-    In the text, `image_token` stands for an image; it becomes as many image tokens as the image's tiles yield, with the
-    image processor's position indicators around them (MM1.5, dynamic image splitting). `pixel_values` are
-    `(tiles, 3, tile, tile)` over the whole batch, in the order of their places in the text.
+    In the text, each `image_token` marks the place of one image. It is replaced by the image tokens of all tiles of
+    the image, together with the image processor's position indicators (MM1.5, dynamic image splitting). `pixel_values`
+    `(tiles, 3, tile, tile)` holds the tiles of the whole batch, in the order of the images in the text.
 
     Args:
-        image_processor ([`MM1ImageProcessor`]): cuts images into tiles; holds all settings of the splitting.
-        tokenizer: any tokenizer with `image_token` as one special token.
-        num_image_tokens (`int`, defaults to 144): image tokens per tile, as `connector_config.num_tokens`.
-        image_token (`str`, defaults to `"<image>"`): the image's place in the text.
+        image_processor ([`MM1ImageProcessor`]): splits images into tiles, and holds all settings of image splitting.
+        tokenizer: any tokenizer in which `image_token` is one special token.
+        num_image_tokens (`int`, defaults to 144): image tokens per tile; the model's `connector_config.num_tokens`.
+        image_token (`str`, defaults to `"<image>"`): the token that marks the place of an image in the text.
         chat_template (`str`, *optional*): a Jinja template; unset, ChatML with image parts.
 
     Raises:
-        ValueError: the tokenizer does not know `image_token` as one token.
+        ValueError: `image_token` is not one token of the tokenizer.
 
     Example:
 
@@ -98,11 +98,11 @@ class MM1Processor(ProcessorMixin):
         image_token: str = "<image>",
         chat_template: str | None = None,
     ):
-        # As saving writes it, so that a processor equals its saved self.
+        # Saving writes this attribute; set here, it makes a processor equal to its reloaded copy.
         self.auto_map = {"AutoProcessor": "processing_mm1.MM1Processor"}
         self.num_image_tokens = num_image_tokens
         self.image_token = image_token
-        # For generation. A saved tokenizer comes back with the side that it padded on last, the right one after training.
+        # Generation needs padding on the left, but a tokenizer that was saved after training pads on the right.
         tokenizer.padding_side = "left"
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
@@ -121,13 +121,17 @@ class MM1Processor(ProcessorMixin):
         **kwargs: Unpack[MM1ProcessorKwargs],
     ) -> BatchFeature:
         """
+        Prepares text and images for the model.
+
         Args:
             images:
-                One image, a list of images, or one list of images for each text. A flat list is dealt out to the texts in
-                order, as many as each has places. Without text, every image of a flat list counts as a sample of its own.
+                One image, a list of images, or one list of images for each text. A flat list is distributed over the
+                texts in order: each text gets one image for each `image_token` in it. Without text, every image of a
+                flat list is a sample of one image.
             text:
-                One text or a list. It is read as a template writes it: special tokens are what they spell, `image_token`
-                among them. What users write goes through [`~MM1Processor.apply_chat_template`], which keeps it text.
+                One text or a list of texts. Special tokens that are spelt in a text, such as `image_token`, are read
+                as these tokens. Text that users wrote should go through [`~MM1Processor.apply_chat_template`], which
+                reads special tokens spelt there as plain text.
             kwargs: arguments of the tokenizer and of the image processor.
 
         Returns:
@@ -135,16 +139,17 @@ class MM1Processor(ProcessorMixin):
             are images.
 
         Raises:
-            ValueError: a sample whose images and places differ in number, or that truncation would cut inside an image.
+            ValueError: a sample does not have one image for each `image_token`, or truncation would cut it inside the
+                tokens of an image.
         """
         return super().__call__(images=images, text=text, **kwargs)
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """
-        Sorts the images into one list for each text.
+        Distributes the images into one list for each text.
 
         Raises:
-            ValueError: images and places for them differ in number.
+            ValueError: there is not one image for each `image_token`.
         """
         images, text, videos, audio = super().prepare_inputs_layout(images, text, videos, audio, **kwargs)
         if images is None or not isinstance(text, list) or not all(isinstance(sample, str) for sample in text):
@@ -160,8 +165,8 @@ class MM1Processor(ProcessorMixin):
                 return [list(sample) for sample in images], text, videos, audio
         if len(images) != sum(places):
             raise ValueError(
-                f"The texts have {sum(places)} places for an image ({self.image_token}; by sample: {places}), but "
-                f"{len(images)} images came along. Give one image for every place."
+                f"The texts contain {self.image_token} {sum(places)} times (per sample: {places}), but {len(images)} "
+                f"images were given. Pass one image for each {self.image_token}."
             )
         ends = [sum(places[: sample + 1]) for sample in range(len(places))]
         nested = [list(images[end - count : end]) for end, count in zip(ends, places, strict=True)]
@@ -169,11 +174,14 @@ class MM1Processor(ProcessorMixin):
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """
+        Checks the arguments of a call.
+
         Raises:
-            ValueError: neither text nor images, text of another type, or places for images without any images.
+            ValueError: neither text nor images are given, `text` is neither a string nor a list of strings, or a text
+                contains `image_token` although no images are given.
         """
         if images is None and text is None:
-            raise ValueError("Give the processor text, images or both.")
+            raise ValueError("Neither text nor images were given. Pass text, images or both.")
         if text is None:
             return
         if not isinstance(text, list) or not all(isinstance(sample, str) for sample in text):
@@ -194,8 +202,10 @@ class MM1Processor(ProcessorMixin):
 
     def _check_special_mm_tokens(self, text, text_inputs, modalities):
         """
+        Checks that truncation has not removed image tokens.
+
         Raises:
-            ValueError: truncation cut a sample inside an image.
+            ValueError: truncation cut a sample inside the tokens of an image.
         """
         for index, (sample, ids) in enumerate(zip(text, text_inputs["input_ids"], strict=True)):
             ids = ids.tolist() if hasattr(ids, "tolist") else ids
@@ -203,13 +213,16 @@ class MM1Processor(ProcessorMixin):
             if needed != kept:
                 length = len(self.tokenizer(sample)["input_ids"])
                 raise ValueError(
-                    f"Sample {index} has {length} tokens, {needed} of them for images, and truncation to {len(ids)} would "
-                    f"cut {needed - kept} of those. Images are never cut: allow max_length={length} or more, leave out the "
-                    "sample, or split its images into fewer tiles."
+                    f"Sample {index} has {length} tokens, {needed} of them for images, and truncation to {len(ids)} "
+                    f"tokens would cut off {needed - kept} image tokens. Images must not be cut: set "
+                    f"max_length={length} or more, drop the sample, or split its images into fewer tiles."
                 )
 
     def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
-        """What serving engines ask: image tokens and tiles of single images of these `(height, width)` in pixels."""
+        """
+        Returns the numbers of image tokens and tiles of images with these sizes, `(height, width)` in pixels, each
+        alone in its sample. Serving engines call it.
+        """
         if image_sizes is None:
             return MultiModalData()
         images_kwargs = self._merge_kwargs(**kwargs)["images_kwargs"]
@@ -225,26 +238,26 @@ class MM1Processor(ProcessorMixin):
         self, conversation: Any, chat_template: str | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         """
-        Renders a chat as text, and on `tokenize=True` as model inputs. See
+        Renders a chat as text, or with `tokenize=True` as model inputs. See
         [`~transformers.ProcessorMixin.apply_chat_template`] for the arguments.
 
-        What users and systems write can never become an image or a control token: where a message spells one, a
-        zero-width space after its first character keeps it text, in every mode. Images are parts of their own,
+        The text of a message can never become an image or a control token: where it spells a special token, a
+        zero-width space is inserted into the spelling, with and without `tokenize`. Images are separate content parts,
         `{"type": "image", ...}`.
         """
         tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
-        # Runs of blanks are no control tokens, and nothing can be put inside a single character.
+        # Tokens of white space are not control tokens, and nothing can be inserted into a single character.
         tokens = [token for token in tokens if token.strip() and len(token) > 1]
-        # A longer token goes first: breaking a shorter one inside it would leave nothing to recognise.
+        # Longer tokens first: a longer token is not found once a shorter token inside it has been broken up.
         tokens.sort(key=len, reverse=True)
         return super().apply_chat_template(_keep_as_text(conversation, tokens), chat_template, *args, **kwargs)
 
 
 def _keep_as_text(value: Any, tokens: list[str]) -> Any:
-    """A conversation in which no text spells one of `tokens`."""
+    """Returns a copy of a conversation in which no text spells one of `tokens`."""
     if isinstance(value, str):
         for token in tokens:
-            # Again, because a token that ends as it begins can share those characters with the next one.
+            # Repeated, because `replace` changes only the first of two overlapping occurrences of a token.
             while token in value:
                 value = value.replace(token, token[0] + _ZERO_WIDTH_SPACE + token[1:])
         return value
@@ -256,7 +269,10 @@ def _keep_as_text(value: Any, tokens: list[str]) -> Any:
 
 
 def _keep_apart(items: list[Any], tokens: list[str]) -> list[Any]:
-    """Content parts, of which no neighbours spell one of `tokens` together: templates write them without a gap."""
+    """
+    Changes content parts so that neighbouring parts do not spell one of `tokens` together, because templates write the
+    texts of neighbouring parts without a gap.
+    """
     said = ""
     for item in items:
         if isinstance(item, dict) and item.get("type") == "text" and isinstance(item.get("text"), str):
@@ -271,14 +287,14 @@ def _keep_apart(items: list[Any], tokens: list[str]) -> list[Any]:
 def _require_equal(images: list[int], places: list[int], image_token: str) -> None:
     if len(images) != len(places):
         raise ValueError(
-            f"There are {len(places)} texts, but {len(images)} lists of images. Give one list of images for each text "
-            "(an empty one for text alone), or one flat list."
+            f"There are {len(places)} texts, but {len(images)} lists of images. Pass one list of images for each text "
+            "(an empty list for a text without images), or one flat list of images."
         )
     for index, (given, needed) in enumerate(zip(images, places, strict=True)):
         if given != needed:
             raise ValueError(
-                f"Sample {index} has {needed} places for an image ({image_token}), but {given} images came with it. Give "
-                "one image for every place; in a chat, make each image a part of its own."
+                f"Sample {index} contains {image_token} {needed} times, but {given} images were given for it. Pass "
+                f"one image for each {image_token}; in a chat, pass each image as a separate content part."
             )
 
 

@@ -1,4 +1,4 @@
-"""Loading in 4 and 8 bits: what keeps its precision."""
+"""Loading in 4 and 8 bits: the modules that are not quantised."""
 
 import copy
 from typing import Any
@@ -6,19 +6,20 @@ from typing import Any
 from transformers.quantizers.auto import AutoQuantizationConfig
 
 
-# As quantisers match them, from the model's root: with the head around it, and without.
+# Names from the model's root, as quantisers match them, for models with a head and for models without one.
 PRECISE_MODULES = ["model.vision_tower", "model.connector", "vision_tower", "connector", "lm_head"]
 
 
 def keep_precise(quantization_config: Any) -> Any:
     """
-    Leaves the encoder, the connector and the head out of a quantisation. They are a small part of the weights, and what they
-    lose shows in every image token.
+    Leaves the encoder, the connector and the head unquantised. They hold a small part of the weights, and their
+    precision affects every image token.
 
     Args:
         quantization_config:
-            bitsandbytes', torchao's or another of transformers, or its fields as a dict; one that names the modules to leave
-            out itself stays as it is, and so does one that cannot.
+            A quantisation configuration of transformers, for example for bitsandbytes or torchao, or its fields as a
+            dict. It is not changed if it lists the modules to leave out itself, or has neither the field
+            `llm_int8_skip_modules` nor `modules_to_not_convert`.
 
     Returns:
         A configuration for `from_pretrained`.

@@ -1,25 +1,27 @@
-"""Packed rows: several examples side by side in one row, told apart by `segment_ids` `(batch, sequence)`, 0 for padding.
+"""Packed rows: several examples in one row. `segment_ids` `(batch, sequence)` number the examples, 0 marks padding.
 
-Segments mean one full forward without a cache. Nothing here writes an attention mask: transformers builds the
-block-diagonal one itself where positions restart and neither a padding mask nor a cache is given, and serves sliding
-windows, flex and variable-length flash attention on that path.
+Packed rows need one full forward pass without a cache. Nothing here writes an attention mask: where positions restart and
+neither a padding mask nor a cache is given, transformers builds the block-diagonal mask itself, and on that path it also
+supports sliding windows, flex attention and variable-length flash attention.
 """
+
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
 from transformers.utils.generic import is_flash_attention_requested
 
-from .segment_attention import SEGMENT_SDPA
+from .segment_attention import SEGMENT_SDPA, SegmentBuckets, segment_buckets
 
 
 def _starts(values: torch.Tensor, step: int) -> torch.Tensor:
-    """Where a row's value is not its left neighbour's plus `step`: `(batch, sequence)`, true in the first column."""
+    """`(batch, sequence)`, true where a value is not its left neighbour's plus `step`, and in the first column."""
     first = torch.ones_like(values[:, :1], dtype=torch.bool)
     return torch.cat([first, values[:, 1:] != values[:, :-1] + step], dim=1)
 
 
 def _marks_padding(attention_mask: object | None) -> bool:
-    """Whether a mask says nothing but which positions are padding; others (4-D, flex's, one per layer type) say more."""
+    """Whether a mask only marks padding. A 4-D mask, flex's, or one per layer type also says who attends to whom."""
     return attention_mask is None or (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2)
 
 
@@ -51,16 +53,16 @@ def segments_from_positions(
     position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, shape: tuple[int, ...]
 ) -> torch.Tensor | None:
     """
-    The segments `(batch, sequence)` that restarting `position_ids` stand for; positions outside `attention_mask` are
-    padding. There are none without positions, or where a four-dimensional mask says already who sees whom.
+    The segments `(batch, sequence)` that restarting `position_ids` stand for. Positions outside `attention_mask` are
+    padding. Without positions there are no segments, nor where the mask already says who attends to whom.
 
     Args:
-        position_ids: `(batch, sequence)`, or `(1, sequence)` for all rows alike.
+        position_ids: `(batch, sequence)`, or `(1, sequence)` if all rows have the same.
         attention_mask: `(batch, sequence)`, 0 for padding.
         shape: `(batch, sequence)`.
 
     Returns:
-        Segments counted from 1 in each row, 0 for padding; None where there are none.
+        Segments counted from 1 in each row, 0 for padding; `None` if there are none.
 
     Example:
 
@@ -78,7 +80,7 @@ def segments_from_positions(
 
 def mask_padding(segment_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     """
-    Segments with 0 where the mask marks padding.
+    Sets segments to 0 where the mask marks padding.
 
     Args:
         segment_ids: `(batch, sequence)`.
@@ -97,61 +99,70 @@ def require_packed_inputs(
     past_key_values: Cache | None,
 ) -> None:
     """
-    Refuses what does not go with packed rows.
+    Refuses arguments that contradict packed rows.
 
     Args:
         segment_ids: `(batch, sequence)`, 0 for padding.
         shape: `(batch, sequence)` of the tokens.
-        attention_mask: at most `(batch, sequence)`, 0 for padding.
-        past_key_values: at most an empty cache.
+        attention_mask: `(batch, sequence)`, 0 for padding, or `None`.
+        past_key_values: an empty cache, or `None`.
 
     Raises:
-        ValueError: segments of another shape than the tokens, or together with a ready-made mask of who sees whom or a cache
-            that already holds tokens.
+        ValueError: the segments have another shape than the tokens, the mask says more than where padding is, or the cache
+            holds tokens.
     """
     if segment_ids.shape != shape:
         raise ValueError(
             f"segment_ids has the shape {tuple(segment_ids.shape)}, and the tokens are {tuple(shape)}: give every token the "
-            "number of its segment, 0 for padding."
+            "number of its segment, and padding 0."
         )
     if not _marks_padding(attention_mask):
         given = tuple(attention_mask.shape) if hasattr(attention_mask, "shape") else type(attention_mask).__name__
         raise ValueError(
-            f"segment_ids say who sees whom, and so does this attention_mask ({given}). Leave out one of them, or give a "
-            "mask (batch, sequence) that marks padding."
+            f"segment_ids say which tokens attend to which, and so does this attention_mask ({given}). Leave out one of "
+            "them, or give a mask (batch, sequence) that marks padding."
         )
     if past_key_values is not None and past_key_values.get_seq_length() > 0:
         raise ValueError(
-            f"Packed rows (segment_ids) are one full forward without a cache, but past_key_values holds "
+            f"Packed rows (segment_ids) need one full forward pass without a cache, but past_key_values holds "
             f"{past_key_values.get_seq_length()} tokens. Leave out past_key_values, or pass one example per row."
         )
 
 
-def boundary_kwargs(segment_ids: torch.Tensor, attn_implementation: str | None) -> dict[str, torch.Tensor | int]:
+def boundary_kwargs(segment_ids: torch.Tensor, attn_implementation: str | None) -> dict[str, Any]:
     """
-    What variable-length attention, flash or [`mm1_hf.model.segment_attention`], needs to keep the segments of several rows
-    apart. Flash reads restarting positions by itself only for a single row, so the boundaries over the whole flattened
-    batch are given.
+    The arguments that keep the segments of several rows apart in variable-length attention, flash or
+    [`mm1_hf.model.segment_attention`]. Flash attention follows restarting positions by itself only in a batch of one row, so
+    it is given the boundaries over the whole flattened batch.
+
+    The host waits for the device once, because the number of segments and the longest one decide shapes.
 
     Args:
         segment_ids: `(batch, sequence)`, 0 for padding.
-        attn_implementation: the decoder's.
+        attn_implementation: attention implementation of the decoder.
 
     Returns:
-        `cu_seq_lens_q` and `cu_seq_lens_k` `(segments + 1,)` and the longest segment's length under `max_length_q` and
-        `max_length_k`, both in tokens; nothing for other attention implementations.
+        `cu_seq_lens_q` and `cu_seq_lens_k` `(segments + 1,)`, and the length of the longest segment in tokens under
+        `max_length_q` and `max_length_k`. For `"segment_sdpa"` also the `buckets` that its layers share. Empty for other
+        attention implementations.
     """
-    # Not by its first letters: without the flash-attn package the name becomes that of a kernel from the Hub.
+    # Not by the name's prefix: without the flash-attn package, the name becomes that of a kernel on the Hub.
     flash = is_flash_attention_requested(requested_attention_implementation=attn_implementation)
     if not flash and attn_implementation != SEGMENT_SDPA:
         return {}
-    starts = _starts(segment_ids, step=0).flatten().nonzero().flatten()
-    boundaries = torch.cat([starts, starts.new_tensor([segment_ids.numel()])])
+    # What follows runs on the host, so that this copy is the only one that waits.
+    starts = _starts(segment_ids, step=0).flatten().cpu().nonzero().flatten()
+    boundaries = torch.cat([starts, starts.new_tensor([segment_ids.numel()])]).to(torch.int32)
     longest = int(boundaries.diff().max())
-    boundaries = boundaries.to(torch.int32)
-    return {
-        "cu_seq_lens_q": boundaries,
-        "cu_seq_lens_k": boundaries,
+    on_device = boundaries.to(segment_ids.device, non_blocking=True)
+    kwargs: dict[str, Any] = {
+        "cu_seq_lens_q": on_device,
+        "cu_seq_lens_k": on_device,
         "max_length_q": longest,
         "max_length_k": longest,
     }
+    if attn_implementation == SEGMENT_SDPA:
+        tokens, slots, shapes = segment_buckets(boundaries)
+        tokens, slots = (index.to(segment_ids.device, non_blocking=True) for index in (tokens, slots))
+        kwargs["buckets"] = SegmentBuckets(tokens, slots, shapes)
+    return kwargs

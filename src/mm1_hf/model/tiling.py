@@ -1,7 +1,8 @@
-"""How many tiles an image becomes, and how its placeholders are written into the text.
+"""Computes how many tiles an image is split into, and writes its placeholder tokens into the text.
 
-Whatever needs one of the two (image processor, processor, packing, serving) asks here, so that tiles and placeholders
-cannot come apart. Pure Python: sizes in, counts and text out. Sizes are `(height, width)` in pixels.
+Image processor, processor, packing and serving all use this module, so that the numbers of tiles and placeholder
+tokens always agree. It is pure Python: it takes sizes and returns counts and text. Sizes are `(height, width)` in
+pixels.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ WholeImageResize = Literal["squash", "pad"]
 
 @dataclass(frozen=True)
 class Grid:
-    """The tiles an image is cut into, and the size it is scaled to before it is padded to them.
+    """The grid of tiles of an image, and the size to which the image is scaled before it is padded to the grid.
 
     Args:
         rows (`int`): Tiles from top to bottom.
@@ -36,27 +37,30 @@ class Grid:
 
 @dataclass(frozen=True)
 class TilingConfig:
-    """How images are split, from MM1 (static splitting) and MM1.5 (dynamic splitting, indicators, overview).
+    """Settings of image splitting: static splitting is MM1's; dynamic splitting, indicators and overview are MM1.5's.
 
     Args:
         tile_size (`int`): Side of a tile in pixels, which is the encoder's input size.
-        splitting (`"none" | "static" | "dynamic"`): One tile per image; a fixed square grid; or the grid that suits
-            the image's size and shape.
-        static_grid (`int`): Rows and columns of the fixed grid: 2 makes 1344 pixels out of tiles of 672.
+        splitting (`"none" | "static" | "dynamic"`): `"none"` makes one tile per image, `"static"` splits every image
+            into a fixed square grid, and `"dynamic"` chooses the grid that suits the image's size and shape.
+        static_grid (`int`): Number of rows, and of columns, of the fixed grid: with 2 and tiles of 672 pixels, the
+            grid is 1344 x 1344 pixels.
         min_tiles (`int`): Fewest tiles of a dynamic grid, the overview not counted.
         max_tiles (`int`): Most tiles of a dynamic grid, the overview not counted.
-        overview (`"before" | "after"`): Where the whole image in one tile stands among the tiles of a split image.
-        indicators (`"none" | "index" | "seps"`): What text tells the position of a tile: nothing, `(k, i, j)`, or
-            separators.
-        max_split_images (`int`): A sample of more images than this has none of them split.
-        split_last (`int`, *optional*): The last so many images of a sample are split, however many it holds, in
-            place of the rule of `max_split_images`: MM1's mixed-resolution in-context examples.
-        whole_image_resize (`"squash" | "pad"`): How a whole image meets a square (the overview, an image that is not
-            split, the canvas of a static grid): both sides resized to it, as the CLIP processors do, or the aspect
-            ratio kept and the rest padded. A dynamic grid always keeps the aspect ratio.
+        overview (`"before" | "after"`): Whether the overview, which shows the whole image in one tile, comes before or
+            after the other tiles of a split image.
+        indicators (`"none" | "index" | "seps"`): Text that marks the position of a tile: none, `(k, i, j)`, or
+            separators; see `placeholder_text`.
+        max_split_images (`int`): Images are split only in samples that hold at most this number of images.
+        split_last (`int`, *optional*): If set, this number of images at the end of each sample are split, regardless
+            of `max_split_images`. MM1 does this in its mixed-resolution in-context examples.
+        whole_image_resize (`"squash" | "pad"`): How a whole image is fitted to a square (the overview, an image that
+            is not split, the canvas of a static grid): `"squash"` resizes both sides to the square, as the CLIP
+            processors do; `"pad"` keeps the aspect ratio and pads the rest. A dynamic grid always keeps the aspect
+            ratio.
 
     Raises:
-        ValueError: If a value is not one of those above, or no image could be cut by it.
+        ValueError: If a value is not allowed, or no square number lies between `min_tiles` and `max_tiles`.
 
     Example:
 
@@ -100,14 +104,14 @@ class TilingConfig:
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """What becomes of one image: its tiles, the size it is scaled to before the cut, and whether an overview joins.
+    """How one image is split: its grid, the size to which it is scaled first, and whether an overview is added.
 
     Args:
         rows (`int`): Tiles from top to bottom.
         cols (`int`): Tiles from left to right.
         resized_height (`int`): Height in pixels of the scaled image inside the `rows * tile_size` canvas.
         resized_width (`int`): Width in pixels of the scaled image inside the `cols * tile_size` canvas.
-        overview (`bool`): Whether the whole image is shown once more in a tile of its own.
+        overview (`bool`): Whether one more tile shows the whole image.
     """
 
     rows: int
@@ -118,17 +122,18 @@ class ImageLayout:
 
     @property
     def num_tiles(self) -> int:
-        """Tiles the encoder sees for this image, the overview included."""
+        """The number of tiles that the encoder sees for this image, including the overview."""
         return self.rows * self.cols + self.overview
 
 
 def select_grid(height: int, width: int, tile_size: int = 672, min_tiles: int = 4, max_tiles: int = 9) -> Grid:
     """Chooses the grid of tiles for an image (MM1.5, dynamic image splitting).
 
-    Every grid of `min_tiles` to `max_tiles` tiles is a candidate. The image is scaled, its aspect ratio kept, until
-    its longer side equals the grid's longer side; a grid it then overflows is dropped. Among the grids that need no
-    scaling down the one with the least padding wins; if every grid needs it, the one that scales down least. Of equals
-    the one with fewer tiles wins, a rule of this package where the paper is silent.
+    Every grid of `min_tiles` to `max_tiles` tiles is a candidate. For each grid, the image is scaled, with its aspect
+    ratio kept, until its longer side equals the grid's longer side; grids into which the scaled image does not fit are
+    dropped. Among the grids for which the image is not scaled down, the one with the least padding wins. If the image
+    is scaled down for every grid, the grid that scales it down least wins. Ties go to the grid with fewer tiles; this
+    rule is a choice of this package, since the paper states none.
 
     Args:
         height (`int`): Height of the image in pixels.
@@ -138,10 +143,11 @@ def select_grid(height: int, width: int, tile_size: int = 672, min_tiles: int = 
         max_tiles (`int`): Most tiles of a grid.
 
     Returns:
-        `Grid`: Rows, columns, and the scaled image's size, rounded to whole pixels and at least one pixel each way.
+        `Grid`: Rows, columns, and the size of the scaled image, in whole pixels and at least 1 x 1.
 
     Raises:
-        ValueError: If a side of the image is below one pixel, or the range of tiles holds no square number.
+        ValueError: If a side of the image is below one pixel, or no square number lies between `min_tiles` and
+            `max_tiles`.
 
     Example:
 
@@ -160,13 +166,13 @@ def select_grid(height: int, width: int, tile_size: int = 672, min_tiles: int = 
     for rows in range(1, max_tiles + 1):
         for cols in range(-(-min_tiles // rows), max_tiles // rows + 1):
             side = max(rows, cols) * tile_size
-            # Compared as integers: a float would now and then drop a grid that the image fills to the last pixel.
+            # Compared as integers: rounding errors of floats could drop a grid that the image fills exactly.
             if height * side <= rows * tile_size * image_side and width * side <= cols * tile_size * image_side:
                 fitting.append((rows, cols, side))
 
     def padding(grid: tuple[int, int, int]) -> tuple[int, int]:
         rows, cols, side = grid
-        # In pixels times image_side squared, which is the same for every grid.
+        # Multiplied by image_side squared, which is the same for every grid, so that all numbers are integers.
         return rows * cols * (tile_size * image_side) ** 2 - side**2 * height * width, rows * cols
 
     def shrinkage(grid: tuple[int, int, int]) -> tuple[int, int]:
@@ -179,17 +185,17 @@ def select_grid(height: int, width: int, tile_size: int = 672, min_tiles: int = 
 
 
 def images_to_split(num_images: int, config: TilingConfig) -> list[bool]:
-    """Says which images of one sample are split.
+    """Decides which images of one sample are split.
 
-    MM1.5 splits only in samples of fewer than three images; MM1's mixed-resolution in-context examples split the
-    last few of many.
+    MM1.5 splits images only in samples of fewer than three images; MM1's mixed-resolution in-context examples split
+    the last few of many images.
 
     Args:
-        num_images (`int`): Images in the sample.
-        config (`TilingConfig`): The settings; `max_split_images` and `split_last` decide.
+        num_images (`int`): Number of images in the sample.
+        config (`TilingConfig`): The settings; `splitting`, `max_split_images` and `split_last` are used.
 
     Returns:
-        `list[bool]`: One entry per image, in order.
+        `list[bool]`: For each image in order, whether it is split.
     """
     if config.splitting == "none":
         return [False] * num_images
@@ -199,18 +205,18 @@ def images_to_split(num_images: int, config: TilingConfig) -> list[bool]:
 
 
 def image_layout(height: int, width: int, config: TilingConfig, split: bool) -> ImageLayout:
-    """Lays out one image.
+    """Computes the layout of one image.
 
-    With `split=False` the layout is that of the whole image in one tile, which an overview shares.
+    With `split=False` the layout is that of the whole image in one tile, which is also the layout of an overview.
 
     Args:
         height (`int`): Height of the image in pixels.
         width (`int`): Width of the image in pixels.
         config (`TilingConfig`): The settings.
-        split (`bool`): Whether the image may be cut, as `images_to_split` says.
+        split (`bool`): Whether the image may be split, as decided by `images_to_split`.
 
     Returns:
-        `ImageLayout`: The layout; an image of a single tile has no overview.
+        `ImageLayout`: The layout. An image that makes a single tile has no overview.
 
     Raises:
         ValueError: If a side of the image is below one pixel.
@@ -227,7 +233,7 @@ def image_layout(height: int, width: int, config: TilingConfig, split: bool) -> 
 
 
 def sample_layouts(image_sizes: Sequence[tuple[int, int]], config: TilingConfig) -> list[ImageLayout]:
-    """Lays out the images of one sample.
+    """Computes the layouts of the images of one sample.
 
     Args:
         image_sizes (`Sequence[tuple[int, int]]`): `(height, width)` in pixels of each image, in reading order.
@@ -259,7 +265,7 @@ def sample_layouts(image_sizes: Sequence[tuple[int, int]], config: TilingConfig)
 
 
 def place_in_canvas(layout: ImageLayout, tile_size: int, pad_position: str) -> tuple[int, int]:
-    """Says where the scaled image begins in the canvas of its tiles; the rest is padding.
+    """Computes where the scaled image begins in the canvas of its tiles; the rest of the canvas is padding.
 
     Args:
         layout (`ImageLayout`): The image's layout.
@@ -267,7 +273,7 @@ def place_in_canvas(layout: ImageLayout, tile_size: int, pad_position: str) -> t
         pad_position (`str`): `"center"` or `"top_left"`.
 
     Returns:
-        `tuple[int, int]`: Rows of padding above it and columns to its left, in pixels.
+        `tuple[int, int]`: Padding above the image and to its left, in pixels.
     """
     if pad_position == "top_left":
         return 0, 0
@@ -278,19 +284,20 @@ def place_in_canvas(layout: ImageLayout, tile_size: int, pad_position: str) -> t
 def placeholder_text(
     layout: ImageLayout, image_index: int, config: TilingConfig, image_token: str, tokens_per_tile: int
 ) -> str:
-    """Writes what stands for one image in the text: `layout.num_tiles * tokens_per_tile` placeholders.
+    """Writes the text that stands for one image: its placeholder tokens and position indicators.
 
-    Tiles are written row by row, the overview before or after them. The indicators are those of MM1.5: `index` puts
-    `(k, i, j)` before each tile, `k` the image's index from 0, `i` and `j` its row and column from 1, both 0 for the
-    overview; `seps` puts `,` between columns, `<n>` between rows and `:` between the overview and the tiles. An image
-    of a single tile has no indicator.
+    There are `layout.num_tiles * tokens_per_tile` placeholder tokens. Tiles are written row by row, with the overview
+    before or after them. The indicators are those of MM1.5: `index` writes `(k, i, j)` before each tile, where `k` is
+    the index of the image, counted from 0, and `i` and `j` are the row and column of the tile, counted from 1, or both
+    0 for the overview. `seps` writes `,` between columns, `<n>` between rows and `:` between the overview and the
+    other tiles. An image that makes a single tile has no indicator.
 
     Args:
         layout (`ImageLayout`): The image's layout.
-        image_index (`int`): The image's index in its sample, from 0.
-        config (`TilingConfig`): The settings; `overview` and `indicators` count here.
+        image_index (`int`): Index of the image in its sample, counted from 0.
+        config (`TilingConfig`): The settings; `overview` and `indicators` are used.
         image_token (`str`): The placeholder token.
-        tokens_per_tile (`int`): Placeholders of one tile, which is what the connector makes of it.
+        tokens_per_tile (`int`): Placeholder tokens per tile, as many as the connector outputs for a tile.
 
     Returns:
         `str`: The text.
@@ -325,19 +332,19 @@ def placeholder_text(
 
 def _check_image_size(height: int, width: int) -> None:
     if height < 1 or width < 1:
-        raise ValueError(f"The image is {height} x {width} pixels; pass one of at least 1 x 1 (height x width).")
+        raise ValueError(f"The image is {height} x {width} pixels (height x width); pass an image of at least 1 x 1.")
 
 
 def _check_tile_range(min_tiles: int, max_tiles: int) -> None:
-    # A square image fits no grid but a square one, so the range has to hold 1, 4, 9, ... or some images have no grid.
+    # A square image fits only into a square grid, so without 1, 4, 9, ... in the range it would have no grid.
     if min_tiles < 1 or isqrt(max(max_tiles, 0)) ** 2 < min_tiles:
         raise ValueError(
             f"min_tiles is {min_tiles} and max_tiles is {max_tiles}; set them so that 1 <= min_tiles <= max_tiles and "
-            "a square number (1, 4, 9, 16, ...) lies between them, for square images fit square grids alone."
+            "the range includes a square number (1, 4, 9, 16, ...), because square images only fit into square grids."
         )
 
 
 def _scale_to_side(height: int, width: int, side: int) -> tuple[int, int]:
-    """`(height, width)` in whole pixels of the image scaled until its longer side is `side` pixels."""
+    """`(height, width)` in whole pixels of an image that is scaled until its longer side is `side` pixels."""
     scale = Fraction(side, max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))

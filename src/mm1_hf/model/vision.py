@@ -1,5 +1,5 @@
-"""The image encoder inside an MM1: any of transformers' vision transformers, with what MM1 does not use taken off and
-position embeddings that follow the resolution."""
+"""The image encoder inside an MM1: any vision transformer of transformers, without the modules that MM1 does not use
+and with position embeddings that are interpolated to the resolution of the tiles."""
 
 import copy
 import inspect
@@ -23,21 +23,22 @@ from .connectors import interpolate_grid
 from .modeling_aim import AIMVisionModel
 
 
-# What transformers' encoders call the norm after their last layer, and the pooling that follows it.
+# The names that transformers' encoders give to the norm after their last layer and to the pooling after that norm.
 _FINAL_NORMS = ("post_layernorm", "layernorm", "rms_norm", "norm")
 _POOLERS = ("head", "pooler")
 
 
 def build_vision_tower(config: PreTrainedConfig, feature_layer: int, final_norm: bool) -> PreTrainedModel:
     """
-    Builds the encoder of a vision configuration up to the hidden state `feature_layer`, -1 for the last layer's.
+    Builds the encoder of a vision configuration up to the hidden state `feature_layer`.
 
-    The layers behind it are left out, its pooling head and, unless `final_norm`, its last norm become identities, and
-    DINOv2's mask token goes: they hold weights that no loss reaches, which data-parallel training refuses.
+    Layers after this hidden state are not built. The pooling head and, unless `final_norm`, the last norm are replaced
+    by identities, and DINOv2's mask token is removed. The weights of these modules would get no gradient, which makes
+    data-parallel training fail.
 
     Args:
-        config: any of transformers' vision transformers'.
-        feature_layer: which hidden state is the last.
+        config: configuration of any vision transformer of transformers.
+        feature_layer: index of the last hidden state: 0 is the output of the embeddings, -1 that of the last layer.
         final_norm: whether the norm after the last layer is used.
     """
     if feature_layer not in (-1, config.num_hidden_layers):
@@ -45,7 +46,8 @@ def build_vision_tower(config: PreTrainedConfig, feature_layer: int, final_norm:
         config.num_hidden_layers = (
             feature_layer if feature_layer >= 0 else config.num_hidden_layers + 1 + feature_layer
         )
-    # AIM by its own class, which also loads from the Hub without this package; any other encoder by its name.
+    # AIM is built from its class in this package, which also loads from the Hub without the package; any other encoder
+    # is built by its model type.
     is_aim = config.model_type == AIMVisionConfig.model_type
     tower = AIMVisionModel._from_config(config) if is_aim else AutoModel.from_config(config)
     for name in _POOLERS if final_norm else (*_POOLERS, *_FINAL_NORMS):
@@ -54,7 +56,7 @@ def build_vision_tower(config: PreTrainedConfig, feature_layer: int, final_norm:
     embeddings: Any = getattr(tower, "embeddings", None)
     if getattr(embeddings, "mask_token", None) is not None:
         embeddings.mask_token = None
-    # Partials, because bound methods of another class can be copied but not pickled.
+    # Partials, because a bound method of another class can be copied but not pickled.
     if isinstance(getattr(embeddings, "position_embedding", None), nn.Embedding):
         if hasattr(embeddings, "interpolate_pos_encoding"):
             embeddings.interpolate_pos_encoding = partial(_interpolate_pos_encoding, embeddings)
@@ -70,10 +72,10 @@ def encode(
     Runs the encoder.
 
     Args:
-        tower: what [`build_vision_tower`] built.
-        pixel_values: `(tiles, 3, height, width)`, normalised as the encoder was trained.
-        final_norm: whether to put the encoder's last norm on its patches.
-        kwargs: other arguments of the encoder.
+        tower: an encoder built by [`build_vision_tower`].
+        pixel_values: `(tiles, 3, height, width)`, normalised as in the encoder's training.
+        final_norm: whether to apply the encoder's last norm to the patches.
+        kwargs: further arguments of the encoder.
 
     Returns:
         The encoder's output and the patches `(tiles, patches, width)`, without class and register tokens.
@@ -83,7 +85,8 @@ def encode(
     """
     height, width = pixel_values.shape[-2:]
     image_size, patch_size = vision_sizes(tower.config)
-    # At its own resolution an encoder may leave a remainder out, as SigLIP's so400m does with 384 = 27 * 14 + 6 pixels.
+    # At its configured resolution an encoder may leave out a remainder of pixels, as SigLIP's so400m does: its 384
+    # pixels are 27 patches of 14 pixels and 6 pixels more.
     if height != width or (height % patch_size and height != image_size):
         raise ValueError(
             f"The image encoder cuts square tiles into {patch_size} x {patch_size} patches; got tiles of "
@@ -93,9 +96,9 @@ def encode(
         kwargs["interpolate_pos_encoding"] = True
     outputs = tower(pixel_values.to(tower.dtype), return_dict=True, **kwargs)
     features = outputs.last_hidden_state
-    # Class and register tokens come first in every one of these encoders.
+    # In all of these encoders, class and register tokens come before the patches.
     features = features[:, features.shape[1] - (height // patch_size) * (width // patch_size) :]
-    # CLIP norms only what it pools, the others all tokens.
+    # CLIP applies its last norm only to the token that it pools, the other encoders apply theirs to all tokens.
     if final_norm and isinstance(tower, CLIPVisionModel):
         features = tower.post_layernorm(features)
     return outputs, features
@@ -103,12 +106,18 @@ def encode(
 
 def resize_positions(weights: dict[str, torch.Tensor], grid: int, new_grid: int) -> dict[str, torch.Tensor]:
     """
-    An encoder's weights with its table of positions interpolated to another resolution; rotary positions need none.
+    Interpolates the position embedding among an encoder's weights to another resolution. Encoders with rotary
+    positions have none, so their weights do not change.
 
     Args:
-        weights: by name.
-        grid: patches along one side of the table; those of class and register tokens stay as they are.
-        new_grid: likewise, of the new one.
+        weights: the encoder's weights by name.
+        grid:
+            number of patches along one side of the stored grid. The positions of class and register tokens, which come
+            before the grid, are kept unchanged.
+        new_grid: number of patches along one side of the new grid.
+
+    Returns:
+        The weights by name, with the interpolated position embedding.
     """
     resized = dict(weights)
     for name, weight in weights.items():
@@ -124,32 +133,34 @@ def normalize_levels(
     pixel_values: torch.Tensor, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> torch.Tensor:
     """
-    Normalises 8-bit tiles as the image processor does.
+    Scales 8-bit tiles to 0..1 and normalises them, as the image processor does.
 
     Args:
         pixel_values: `(tiles, channels, height, width)`, uint8.
-        mean: one number per channel, of levels in 0..1.
-        std: likewise.
+        mean: mean of each channel, for pixel values in 0..1.
+        std: standard deviation of each channel, for pixel values in 0..1.
 
     Returns:
         `(tiles, channels, height, width)` in float32.
 
     Raises:
-        ValueError: mean and standard deviation are not known.
+        ValueError: `mean` or `std` is None.
     """
     if mean is None or std is None:
         raise ValueError(
-            "pixel_values are uint8, and the model's configuration does not say how to normalise them. Set its pixel_mean "
-            "and pixel_scale to the image processor's image_mean and image_std, or leave its do_rescale and do_normalize on."
+            "pixel_values are uint8, but the model's configuration does not say how to normalise them. Set its "
+            "pixel_mean and pixel_scale to the image processor's image_mean and image_std, or leave the image "
+            "processor's do_rescale and do_normalize on."
         )
-    # Python numbers, unlike tensors made of them, need no copy to the device.
+    # Plain Python numbers need no copy to the device, as a tensor of means would.
     channels = zip(pixel_values.unbind(1), mean, std, strict=True)
     return torch.stack([levels.float() * (1 / 255 / s) - m / s for levels, m, s in channels], dim=1)
 
 
 def _position_table(embeddings: Any, height: int, width: int) -> torch.Tensor:
-    """Position embeddings `(1, positions, dim)` for an image of `height` x `width` pixels; a class token's comes along."""
-    # Through the module, where accelerate's offloading puts the weights in place.
+    """Position embeddings `(1, positions, dim)`, with a class token's first if there is one, for an image of `height`
+    x `width` pixels."""
+    # Calls the module instead of reading its weight: accelerate loads an offloaded weight when its module is called.
     table = embeddings.position_embedding(embeddings.position_ids.flatten())
     patch_size = embeddings.patch_size
     prefix = table.shape[0] - (embeddings.config.image_size // patch_size) ** 2
@@ -160,11 +171,11 @@ def _position_table(embeddings: Any, height: int, width: int) -> torch.Tensor:
 def _interpolate_pos_encoding(
     embeddings: nn.Module, patch_embeds: torch.Tensor, height: int, width: int
 ) -> torch.Tensor:
-    """In place of CLIP's and SigLIP's own, which interpolate in the model's dtype."""
+    """Replaces the method of CLIP and SigLIP, which interpolates in the model's dtype instead of float32."""
     return _position_table(embeddings, height, width)
 
 
 def _embed_aimv2(embeddings: Aimv2VisionEmbeddings, pixel_values: torch.Tensor) -> torch.Tensor:
-    """In place of AIMv2's own, which knows one resolution only."""
+    """Replaces the forward method of AIMv2, which supports only one resolution."""
     patches = embeddings.rms_norm(embeddings.patch_embed(pixel_values).flatten(2).transpose(1, 2))
     return patches + _position_table(embeddings, *pixel_values.shape[-2:])

@@ -1,6 +1,7 @@
 """
-How much memory a device needs in training: weights, gradients and optimizer states counted from the plans that the model
-declares, activations recorded in a dry run of its real code on tensors without data.
+Computes how much memory a device needs in training. Weights, gradients and optimizer states are counted from the
+parallelism plans that the model declares. Activations are recorded in a dry run of the model's real code on tensors
+without data.
 """
 
 import copy
@@ -26,7 +27,8 @@ from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
 from mm1_hf.training.parts import freeze
 
 
-# The dimension of a weight that each style of transformers' plans splits; biases of "rowwise" stay whole.
+# For each style in transformers' parallelism plans, the dimension along which it splits a weight. "rowwise" does not
+# split biases.
 _SPLIT_DIMENSIONS = {
     "colwise": -2,
     "colwise_gather_output": -2,
@@ -41,13 +43,15 @@ _aten = torch.ops.aten
 @dataclass(frozen=True)
 class Layout:
     """
-    How a model is spread over devices.
+    How a model is distributed over devices.
 
     Args:
-        data: ranks, or tensor-parallel groups, with rows of their own.
-        sharded: FSDP2 over them in bfloat16 mixed precision; else DDP, with weights in float32 and autocast.
-        tp: ranks of a tensor-parallel group.
-        ep: ranks that hold different experts. They are ranks of the same groups, none on top.
+        data: number of ranks, or of tensor-parallel groups, that read different rows.
+        sharded: whether FSDP2 shards the weights over the `data` ranks, in bfloat16 mixed precision; otherwise DDP
+            keeps all weights on every rank, in float32 and with autocast.
+        tp: number of ranks of a tensor-parallel group.
+        ep: number of ranks that the experts are distributed over. They are ranks of the groups above, not additional
+            ones.
     """
 
     data: int = 1
@@ -57,7 +61,7 @@ class Layout:
 
     @property
     def gpus(self) -> int:
-        """All devices."""
+        """Total number of devices."""
         return self.data * self.tp
 
     def __str__(self) -> str:
@@ -70,13 +74,14 @@ class Layout:
 @dataclass(frozen=True)
 class Row:
     """
-    What a device holds in one pass.
+    The rows that a device computes in one pass, all of the same size.
 
     Args:
-        positions: of one row, image tokens among them.
-        tiles: images, or tiles of split ones, of `config.vision_config.image_size` pixels.
-        targets: positions whose next token is learned.
-        rows: of this kind.
+        positions: number of positions of one row, image tokens included.
+        tiles: number of tiles of one row, with sides of `config.vision_config.image_size` pixels. An unsplit image is
+            one tile.
+        targets: number of targets of one row.
+        rows: number of rows.
     """
 
     positions: int
@@ -88,14 +93,15 @@ class Row:
 @dataclass(frozen=True)
 class DeviceMemory:
     """
-    Bytes of the device that holds most.
+    Memory in bytes of the device that needs the most.
 
     Args:
-        weights, gradients, optimizer: what stays from step to step.
-        buckets: DDP's copy of the gradients, which stays too.
-        gathered: what FSDP2 holds beside the shards: whole weights and gradients of the layers at work.
-        activations: the peak of forward and backward, on top of the others.
-        update: the peak of the optimizer's step, when there are no activations.
+        weights, gradients, optimizer: memory that stays allocated from step to step.
+        buckets: DDP's copy of the gradients, which stays allocated too.
+        gathered: memory of FSDP2 beside the shards: unsharded weights and gradients of the layers that it is
+            computing.
+        activations: peak of the forward and backward passes, in addition to the memory above.
+        update: peak of the optimizer's step, when no activations exist.
     """
 
     weights: int
@@ -108,12 +114,12 @@ class DeviceMemory:
 
     @property
     def states(self) -> int:
-        """What stays from step to step."""
+        """Memory that stays allocated from step to step."""
         return self.weights + self.gradients + self.optimizer + self.buckets
 
     @property
     def peak(self) -> int:
-        """The most that is held at once."""
+        """Largest amount of memory that is allocated at the same time."""
         return self.states + max(self.gathered + self.activations, self.update)
 
 
@@ -127,18 +133,21 @@ def device_memory(
     frozen: Collection[str] = (),
 ) -> DeviceMemory:
     """
-    The memory of one device in mixed precision: float32 weights, gradients and optimizer states, computing in bfloat16.
+    The memory of one device in mixed-precision training: weights, gradients and optimizer states are in float32, the
+    computation is in bfloat16.
 
     Args:
-        config: the model's.
-        row: what a device holds in one pass.
-        layout: how the model lies on the devices.
-        optimizer: the recipe's `optim`, `"adamw_torch"` or `"adafactor"`.
-        gradient_checkpointing: whether each layer's activations are computed again in the backward pass.
-        frozen: parts without gradients and states: `"encoder"`, `"connector"`, `"decoder"`.
+        config: configuration of the model.
+        row: the rows that a device computes in one pass.
+        layout: how the model is distributed over the devices.
+        optimizer: the `optim` of the recipe, `"adamw_torch"` or `"adafactor"`.
+        gradient_checkpointing: whether the activations of each layer are computed again in the backward pass.
+        frozen: names of the parts that are not trained and have no gradients and optimizer states: `"encoder"`,
+            `"connector"`, `"decoder"`.
 
     Raises:
-        ValueError: the layout does not divide what it splits, or there is no such part.
+        ValueError: the layout does not divide the model's heads or experts, or a name in `frozen` is not the name of a
+            part.
     """
     activations = activation_peak(config, row, layout, gradient_checkpointing=gradient_checkpointing, frozen=frozen)
     return replace(state_memory(config, layout, optimizer, frozen), activations=activations)
@@ -151,19 +160,19 @@ def state_memory(
     [`device_memory`] without activations.
 
     Args:
-        config, layout, optimizer, frozen: see there.
+        config, layout, optimizer, frozen: see [`device_memory`].
     """
     with torch.device("meta"), no_init_weights():
         model = MM1ForConditionalGeneration(config)
     freeze(model, frozen)
     shapes = rank_shapes(model, layout)
     fsdp = layout.data if layout.sharded else 1
-    # Experts that are spread over `ep` ranks are sharded over the ranks that hold the same ones.
+    # Experts that are distributed over `ep` ranks are sharded over the ranks that hold the same experts.
     expert_fsdp = fsdp * layout.tp // layout.ep if layout.ep > 1 else fsdp
     experts = expert_parameters(model.model.language_model)
     weights = gradients = states = largest = 0
     for name, weight in model.named_parameters():
-        # FSDP2 cuts the first dimension and pads: the first rank has the most.
+        # FSDP2 splits the first dimension and pads the last shards, so the first rank holds the largest shard.
         first, *rest = shapes[name]
         shape = (-(-first // (expert_fsdp if weight in experts else fsdp)), *rest)
         weights += 4 * prod(shape)
@@ -178,13 +187,14 @@ def state_memory(
         buckets=gradients if layout.data > 1 and not layout.sharded else 0,
         gathered=_gathered(model, shapes) if fsdp > 1 else 0,
         activations=0,
-        # AdamW's foreach kernels hold the roots of all second moments, AdaFactor two tensors of one weight's size.
+        # AdamW's foreach kernels allocate the square roots of all second moments at once, AdaFactor two tensors as
+        # large as the weight that it updates.
         update=gradients if optimizer == "adamw_torch" else 2 * 4 * largest,
     )
 
 
 def _states(shape: tuple[int, ...], optimizer: str) -> int:
-    """Numbers that the optimizer keeps of a weight."""
+    """How many numbers the optimizer stores for a weight of this shape."""
     if optimizer == "adamw_torch":
         return 2 * prod(shape)
     return prod(shape) if len(shape) < 2 else prod(shape[:-1]) + prod(shape[:-2] + shape[-1:])
@@ -192,14 +202,15 @@ def _states(shape: tuple[int, ...], optimizer: str) -> int:
 
 def rank_shapes(model: MM1ForConditionalGeneration, layout: Layout) -> dict[str, tuple[int, ...]]:
     """
-    The shape of each weight on one rank under tensor and expert parallelism, by the model's plans, before FSDP2 shards it.
+    The shape of each weight on one rank under tensor and expert parallelism, before FSDP2 shards the weight. It
+    follows from the plans that the model declares.
 
     Args:
-        model: on any device, the meta device too.
-        layout: how it lies on the devices.
+        model: a model on any device, including the meta device.
+        layout: how the model is distributed over the devices.
 
     Raises:
-        ValueError: the layout does not divide what it splits.
+        ValueError: the layout does not divide the model's heads or experts.
     """
     check_layout(model.config, layout)
     shapes = {}
@@ -212,7 +223,7 @@ def rank_shapes(model: MM1ForConditionalGeneration, layout: Layout) -> dict[str,
                     dimension = 0
                 if dimension != -1 or len(shape) > 1:
                     shape[dimension] = -(-shape[dimension] // ranks)
-                # Experts that are spread are not cut.
+                # Expert parallelism comes first: weights that it distributes are not also split by tensor parallelism.
                 break
         shapes[name] = tuple(shape)
     return shapes
@@ -220,14 +231,15 @@ def rank_shapes(model: MM1ForConditionalGeneration, layout: Layout) -> dict[str,
 
 def check_layout(config: MM1Config, layout: Layout) -> None:
     """
-    Checks that a layout divides what it splits.
+    Checks that a layout divides the model's heads and experts.
 
     Args:
-        config: the model's.
-        layout: how it is to lie on the devices.
+        config: configuration of the model.
+        layout: how the model is to be distributed over the devices.
 
     Raises:
-        ValueError: the layout does not divide what it splits.
+        ValueError: the layout does not divide the heads or experts; expert parallelism for a decoder without experts;
+            or expert-parallel ranks that are not whole tensor-parallel groups or do not divide the devices.
     """
     text: Any = config.text_config
     for name in ("num_attention_heads", "num_key_value_heads"):
@@ -235,35 +247,39 @@ def check_layout(config: MM1Config, layout: Layout) -> None:
         if heads % layout.tp:
             raise ValueError(
                 f"{layout.tp} tensor-parallel ranks do not divide the decoder's {name}={heads}. "
-                f"Take a divisor of {heads}."
+                f"Choose a divisor of {heads} as tp."
             )
     if layout.ep == 1:
         return
     experts = getattr(text, "num_experts", 0)
     if not experts:
-        raise ValueError("Expert parallelism needs experts, and this decoder is dense. Leave out ep.")
+        raise ValueError("Expert parallelism needs experts, but this decoder is dense. Leave out ep.")
     if experts % layout.ep:
         raise ValueError(
             f"{layout.ep} expert-parallel ranks do not divide the decoder's {experts} experts. "
-            f"Take a divisor of {experts}."
+            f"Choose a divisor of {experts} as ep."
         )
     if layout.ep % layout.tp or layout.gpus % layout.ep:
         raise ValueError(
-            f"{layout.ep} expert-parallel ranks are taken from the {layout.gpus} GPUs in whole tensor-parallel groups of "
-            f"{layout.tp}. Take a multiple of {layout.tp} that divides {layout.gpus}."
+            f"{layout.ep} expert-parallel ranks cannot be formed from {layout.gpus} GPUs in tensor-parallel groups of "
+            f"{layout.tp}. Choose as ep a multiple of {layout.tp} that divides {layout.gpus}."
         )
 
 
 def _style(name: str, plan: dict[str, str]) -> str:
-    """A weight's style in a plan, which names it or its module, with `*` for the numbers of layers."""
+    """
+    The style that a plan gives to a weight, or "" if it names neither the weight nor its module. In the plan's names
+    `*` stands for the number of a layer.
+    """
     pattern = re.sub(r"\.\d+\.", ".*.", name)
     return plan.get(pattern) or plan.get(pattern.rpartition(".")[0], "")
 
 
 def _gathered(model: MM1ForConditionalGeneration, shapes: dict[str, tuple[int, ...]]) -> int:
     """
-    What FSDP2 holds at the start of the backward pass beside the shards, in bfloat16: the weights that the plan keeps whole,
-    the layer at work and the next one, and of that at work the gradients, with a float32 copy to reduce.
+    The bytes that FSDP2 holds beside the shards at the start of the backward pass, in bfloat16: the weights that the
+    plan keeps unsharded, the weights of the current layer and of the next one, and the gradients of the current layer.
+    For the reduction there is also a float32 copy of these gradients.
     """
     freed: defaultdict[str, int] = defaultdict(int)
     kept = 0
@@ -274,7 +290,7 @@ def _gathered(model: MM1ForConditionalGeneration, shapes: dict[str, tuple[int, .
         if module:
             freed[module] += prod(shape)
         else:
-            # In the plan as kept, or in no group of its own and so in the root's.
+            # The plan keeps these weights unsharded, or they belong to the root module's group.
             kept += prod(shape)
     largest, second = sorted([0, 0, *freed.values()])[:-3:-1]
     return 2 * (kept + largest + second) + (2 + 4) * largest
@@ -282,11 +298,12 @@ def _gathered(model: MM1ForConditionalGeneration, shapes: dict[str, tuple[int, .
 
 class _Recorder(TorchDispatchMode):
     """
-    Counts the bytes of the storages that are alive, and answers what depends on data as a full row would.
+    Counts the bytes of all storages that are alive. For operations whose results depend on data, it returns the result
+    that full rows would give.
 
     Args:
-        known: tensors that are there already and do not count.
-        targets: positions whose next token is learned.
+        known: tensors that exist already and do not count.
+        targets: number of targets of the pass.
     """
 
     def __init__(self, known: Collection[torch.Tensor], targets: int):
@@ -309,7 +326,10 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def follow(self, model: MM1ForConditionalGeneration) -> None:
-        """Tells the phases of a pass by the decoder: the peak of each is linear in the numbers of layers."""
+        """
+        Divides a pass into phases, at the input and the output of the decoder. The peak of each phase is linear in the
+        numbers of layers.
+        """
 
         def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             self._phase = "decoder"
@@ -332,10 +352,11 @@ class _Recorder(TorchDispatchMode):
         if func is _aten.nonzero.default:
             return args[0].new_empty(self._targets, args[0].dim(), dtype=torch.long)
         if func in (_aten._local_scalar_dense.default, _aten.allclose.default):
-            # Asked by checks of the inputs and of foreign decoders, which hold.
+            # Only checks of the inputs and checks inside foreign decoders need these values. With True they pass.
             return True
         if func is _aten._grouped_mm.default:
-            # torch's own knows bfloat16 only, where its kernels take float32 too.
+            # torch's implementation for tensors without data accepts only bfloat16, although its kernels accept
+            # float32 too.
             left, right, offsets = args[:3]
             if right.dim() == 3:
                 return left.new_empty(left.shape[0], right.shape[-1])
@@ -363,23 +384,25 @@ def activation_peak(
     frozen: Collection[str] = (),
 ) -> int:
     """
-    The most bytes that a forward and a backward pass hold at once, beside weights and accumulated gradients: batch, saved
-    tensors, bfloat16 copies of float32 weights, logits and what is there for a moment.
+    The largest number of bytes that a forward and a backward pass hold at the same time, without weights and
+    accumulated gradients. It includes the batch, saved tensors, bfloat16 copies of float32 weights, logits and
+    temporary tensors.
 
-    The model's own code runs on tensors without data, as large as one rank has them. Of equal layers it runs a few, and
-    each phase's peak grows with their number.
+    The model's own code runs on tensors without data, which have the shapes of one rank. Where layers are equal, only
+    a few of them are run; the peak of each phase is extrapolated linearly to the full number of layers.
 
     Args:
         config, row, layout, gradient_checkpointing, frozen: see [`device_memory`]; unset, the layout is one device.
-        autocast: compute in bfloat16; else in float32.
+        autocast: whether to compute in bfloat16; otherwise the computation is in float32.
 
     Raises:
-        ValueError: the layout does not divide what it splits, or there is no such part.
+        ValueError: the layout does not divide the model's heads or experts, or a name in `frozen` is not the name of a
+            part.
     """
     layout = Layout() if layout is None else layout
     vision: Any = config.vision_config
     text: Any = config.text_config
-    # Foreign decoders may have layers of several kinds in an order of their own: they run whole.
+    # Foreign decoders may have several kinds of layers in any order, so all their layers are run.
     period = text.num_hidden_layers
     if isinstance(text, MM1TextConfig):
         period = text.moe_layer_period if text.num_experts else 1
@@ -413,7 +436,7 @@ def _dry_run(
     gradient_checkpointing: bool,
     frozen: Collection[str],
 ) -> Counter[str]:
-    """The most bytes in each phase of a pass."""
+    """The largest number of bytes in each phase of a pass."""
     # FSDP2 gathers weights in bfloat16.
     dtype = torch.bfloat16 if layout.sharded and autocast else torch.float32
     with FakeTensorMode(), no_init_weights():
@@ -423,7 +446,7 @@ def _dry_run(
         if gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         for weight in model.parameters():
-            # A pass accumulates on what the last one has left.
+            # Gradients of an earlier pass exist already, and this pass adds to them.
             weight.grad = torch.empty_like(weight) if weight.requires_grad else None
         known = [*model.parameters(), *model.buffers()]
         known += [weight.grad for weight in model.parameters() if weight.grad is not None]
@@ -443,10 +466,10 @@ def _dry_run(
 
 
 def _cut(model: MM1ForConditionalGeneration, layout: Layout) -> None:
-    """Leaves of each weight what one rank has under tensor and expert parallelism."""
+    """Reduces each weight to the shape that one rank holds under tensor and expert parallelism."""
     for name, shape in rank_shapes(model, layout).items():
         weight = model.get_parameter(name)
-        # The output of the last one is gathered: it is computed as a whole here.
+        # With "colwise_gather_output" each rank gathers the whole output, so the layer is left whole here.
         if shape == weight.shape or _style(name, model.tp_plan) == "colwise_gather_output":
             continue
         module: Any = model.get_submodule(name.rpartition(".")[0])

@@ -1,4 +1,4 @@
-"""What a stage of training takes: parameters, floating-point operations, memory, tokens and time."""
+"""Plans a training stage: its parameters, floating-point operations, memory, tokens and time."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,25 +13,26 @@ from mm1_hf.planning.memory import Layout, Row, check_layout, device_memory
 from mm1_hf.training.recipes import Recipe, Stage, accumulation_steps, recipe
 
 
-# What the mixtures call their sources without images.
+# Names that the mixtures use for sources without images.
 _TEXT_SOURCES = ("text", "text-only")
-# Ranks of one machine.
+# Sizes of a tensor-parallel group on one machine, the preferred one first.
 _TENSOR_PARALLEL = (8, 4, 2)
 
 
 @dataclass(frozen=True)
 class Budget:
     """
-    What the rows of a stage hold at most, of images, and at least, of text.
+    The contents of a stage's rows if each row with images holds as many images, and so as little text, as the recipe
+    allows.
 
     Args:
-        rows: of the whole schedule.
-        batch: rows of one step.
+        rows: number of rows of the whole schedule.
+        batch: number of rows of one step.
         image_share: share of the rows that have images.
-        positions: of any row.
-        images: of a row that has some.
-        tiles: what these images are cut into.
-        image_tokens: the tiles' positions.
+        positions: number of positions of every row.
+        images: number of images of a row with images.
+        tiles: number of tiles that these images are split into.
+        image_tokens: number of positions that these tiles take.
     """
 
     rows: int
@@ -44,27 +45,32 @@ class Budget:
 
     @property
     def targets(self) -> int:
-        """Loss tokens of a row with images. Its examples begin with one: all text is predicted."""
+        """
+        Number of targets of a row with images. Its examples begin with an image, so every text token is predicted from
+        a token before it.
+        """
         return self.positions - self.image_tokens
 
     def table(self) -> Iterator[tuple[str, float, float]]:
-        """Name, number in a row with images and number in a row without."""
+        """
+        The lines of the budget table: a name, the number in a row with images and the number in a row without images.
+        """
         yield "positions", self.positions, self.positions
         yield "images, at most", self.images, 0
         if self.tiles > self.images:
             yield "tiles, at most", self.tiles, 0
         yield "image tokens, at most", self.image_tokens, 0
         yield "text tokens, at least", self.targets, self.positions
-        # Nothing predicts the first token of a text.
+        # The first token of a text is not a target: no token before it could predict it.
         yield "loss tokens, about", self.targets, self.positions - 1
 
     def mean(self, with_images: float, without: float) -> float:
         """
-        What a row has of something in the mean.
+        The mean of a quantity over all rows.
 
         Args:
-            with_images: what a row with images has.
-            without: what a row of text has.
+            with_images: the quantity in a row with images.
+            without: the quantity in a row without images.
         """
         return self.image_share * with_images + (1 - self.image_share) * without
 
@@ -74,13 +80,14 @@ def token_budget(stage: Recipe, config: MM1Config) -> Budget:
     The token budget of a recipe.
 
     Args:
-        stage: the recipe.
-        config: the model's, whose connector says how many tokens a tile makes.
+        stage: recipe of the stage.
+        config: configuration of the model; its connector determines how many tokens a tile has.
     """
     data, mixture = stage.data, stage.data.mixture
     connector: Any = config.connector_config
     fit = data.sequence_length // connector.num_tokens
-    # A grid and the whole image. With dynamic splitting, images of one tile fill a row best.
+    # Static splitting makes the tiles of a grid and one overview of the whole image. With dynamic splitting, the
+    # number of images is largest if each image has one tile.
     per_image = TilingConfig.static_grid**2 + 1 if data.image_splitting == "static" else 1
     images = fit // per_image
     if data.max_images is not None:
@@ -110,27 +117,35 @@ def plan(
     peak_tflops: float = 989.0,
 ) -> str:
     """
-    A stage of the paper's training of a preset, planned, as text for a terminal.
+    The plan of one training stage of a preset by the papers' recipe, as text for a terminal.
 
     Args:
-        preset: its name.
-        gpus: devices.
+        preset: name of the preset.
+        gpus: number of devices.
         stage: `"pretrain"`, `"continual"` or `"sft"`.
-        tp: ranks of a tensor-parallel group; unset, the most of 8, 4 and 2 that divide.
-        ep: ranks that hold different experts; unset, the most that divide.
-        gradient_checkpointing: whether each layer's activations are computed again in the backward pass.
-        memory: of one device, in GB.
-        mfu: the share of the peak that is reached.
-        peak_tflops: of one device, dense, in bfloat16; the default is an H100's.
+        tp: number of ranks of a tensor-parallel group; unset, the largest of 8, 4 and 2 that divides the heads and the
+            devices.
+        ep: number of ranks that the experts are distributed over; unset, the largest number that divides the experts
+            and the devices.
+        gradient_checkpointing: whether the activations of each layer are computed again in the backward pass.
+        memory: memory of one device in GB.
+        mfu: share of the peak that training is expected to reach, above 0 and at most 1.
+        peak_tflops: peak of one device in TFLOP/s, for dense matrices in bfloat16; the default is an H100's.
 
     Raises:
-        ValueError: there is no such preset or stage; the devices do not divide the batch, or `tp` and `ep` not what they
-            split; `mfu` is no share, or there is no memory.
+        ValueError: the preset or the stage does not exist; the devices do not divide the batch; `tp` does not divide
+            the heads or the devices; `ep` does not divide the experts or the devices; `mfu`, `peak_tflops` or `memory`
+            is out of range.
     """
     if not 0 < mfu <= 1 or peak_tflops <= 0:
-        raise ValueError(f"The MFU is a share, above 0 and at most 1, of a peak above 0; got {mfu} of {peak_tflops}.")
+        raise ValueError(
+            "The MFU must be a share above 0 and at most 1, such as 0.4, and the peak must be above 0 TFLOP/s; got "
+            f"an MFU of {mfu} and a peak of {peak_tflops}."
+        )
     if memory <= 0:
-        raise ValueError(f"A GPU has more than {memory:g} GB of memory. Give --memory its size, such as 80.")
+        raise ValueError(
+            f"The memory of a GPU must be above 0 GB; got {memory:g}. Give --memory its size in GB, such as 80."
+        )
     settings = recipe(preset, stage)
     config = MM1Config.from_preset(preset)
     _set_tile(config, settings)
@@ -155,7 +170,8 @@ def plan(
         *_budget_lines(settings, budget),
         "",
         f"Time at {mfu:.0%} MFU of {peak_tflops:g} TFLOP/s: {seconds / 86400:,.1f} days, "
-        f"{seconds / 3600 * gpus:,.0f} GPU hours, {budget.rows * budget.positions / seconds / gpus:,.0f} positions/s/GPU",
+        f"{seconds / 3600 * gpus:,.0f} GPU hours, {budget.rows * budget.positions / seconds / gpus:,.0f} "
+        "positions/s/GPU",
         "",
         "Assumptions:",
         *(f"- {line}" for line in _assumptions(config, settings, budget, layouts, gradient_checkpointing)),
@@ -164,7 +180,7 @@ def plan(
 
 
 def _set_tile(config: Any, settings: Recipe) -> None:
-    """Sets the size of a tile to that of the stage, which a preset need not be stored with."""
+    """Sets the tile size to that of the stage, because a preset may be stored with the tile size of another stage."""
     grid = TilingConfig.static_grid if settings.data.image_splitting == "static" else 1
     config.vision_config.image_size = settings.data.resolution // grid
     config.connector_config.grid_size = config.vision_config.image_size // config.vision_config.patch_size
@@ -172,8 +188,10 @@ def _set_tile(config: Any, settings: Recipe) -> None:
 
 def _layouts(config: Any, batch: int, gpus: int, tp: int | None, ep: int | None) -> list[Layout]:
     """
+    The layouts that the plan compares.
+
     Raises:
-        ValueError: the devices do not divide the batch, or `tp` and `ep` not what they split.
+        ValueError: the devices do not divide the batch, or `tp` or `ep` does not divide the model or the devices.
     """
     text = config.text_config
     experts = getattr(text, "num_experts", 0)
@@ -182,12 +200,13 @@ def _layouts(config: Any, batch: int, gpus: int, tp: int | None, ep: int | None)
         tp_size = next((ranks for ranks in _TENSOR_PARALLEL if heads % ranks == 0), 1)
     elif gpus % tp:
         raise ValueError(
-            f"{gpus} GPUs are no whole number of tensor-parallel groups of {tp}. Take a divisor of {gpus}."
+            f"{gpus} GPUs cannot be divided into tensor-parallel groups of {tp}. Choose a divisor of {gpus} as --tp."
         )
     else:
         tp_size = tp
     layouts = []
-    # More GPUs than a batch has rows share them in tensor-parallel groups.
+    # With a given tp there may be more GPUs than rows in a batch. Then only the layout with tensor-parallel groups is
+    # planned, because the GPUs of a group share their rows.
     if tp is None or batch % gpus == 0:
         layouts.append(Layout(data=gpus))
         if gpus > 1:
@@ -219,8 +238,8 @@ def _memory_lines(
     memory: float,
 ) -> Iterator[str]:
     yield (
-        f"Memory of a GPU in GB, with {'' if gradient_checkpointing else 'no '}gradient checkpointing: "
-        f"a row of {budget.positions:,} positions and {budget.tiles} tiles of {_side(config)} pixels in a pass"
+        f"Memory of one GPU in GB, {'with' if gradient_checkpointing else 'without'} gradient checkpointing, for "
+        f"passes of one row of {budget.positions:,} positions and {budget.tiles} tiles of {_side(config)} pixels"
     )
     names = ("weights", "gradients", "optimizer", "buckets", "gathered", "activations", "update", "peak")
     header = "".join(f"{name:>12}" for name in names)
@@ -241,8 +260,8 @@ def _memory_lines(
         passes = accumulation_steps(settings.batch_size, layout.data)
         yield f"  {layout!s:<16}{passes:>7,}{cells}  {'fits' if fits else 'no'}"
     if not some:
-        hint = "" if gradient_checkpointing else ", or --gradient-checkpointing"
-        yield f"  Nothing fits: take more GPUs, a larger --tp{hint}."
+        hint = " or a larger --tp" if gradient_checkpointing else ", a larger --tp or --gradient-checkpointing"
+        yield f"  No layout fits: use more GPUs{hint}."
 
 
 def _side(config: Any) -> int:
@@ -251,7 +270,7 @@ def _side(config: Any) -> int:
 
 def _budget_lines(settings: Recipe, budget: Budget) -> Iterator[str]:
     steps = settings.arguments["max_steps"]
-    yield f"Token budget of {steps:,} steps of {budget.batch} rows, {budget.image_share:.0%} of them with images"
+    yield f"Token budget of {steps:,} steps of {budget.batch} rows; {budget.image_share:.0%} of the rows have images"
     yield f"  {'':<24}{'image row':>12}{'text row':>12}{'batch':>14}{'schedule':>12}"
     for name, with_images, without in budget.table():
         mean = budget.mean(with_images, without)
@@ -263,8 +282,8 @@ def _budget_lines(settings: Recipe, budget: Budget) -> Iterator[str]:
     if settings.stage == "pretrain":
         positions = budget.batch * budget.positions
         yield (
-            f"  100B or 400B tokens? The schedule has {budget.rows * budget.positions / 1e9:.1f}B positions, image tokens "
-            f"among them; 100B would be {100e9 / positions:,.0f} steps."
+            f"  The schedule has {budget.rows * budget.positions / 1e9:.1f}B positions, image tokens included. A "
+            f"schedule of 100B positions would have {100e9 / positions:,.0f} steps."
         )
 
 
@@ -276,43 +295,47 @@ def _assumptions(
     gradient_checkpointing: bool,
 ) -> Iterator[str]:
     yield (
-        "Rows are full. One with images has as many as the recipe lets in, and its examples begin with them; one without is "
-        "a single text. All text is learned."
+        "Every row is full. A row with images has as many images as the recipe allows, and its examples begin with "
+        "an image. A row without images is a single text. All text tokens are targets, except the first token of "
+        "such a text."
     )
     if settings.data.unit != "rows":
-        yield f"The mixture's shares, of {settings.data.unit}, are taken for shares of rows."
+        yield f"The weights of the mixture count {settings.data.unit}; the plan uses them as shares of rows."
     yield (
-        "FLOPs are those of the mean row, attention over the whole of it. The MFU is a guess until a run of yours has "
-        "logged its own"
-        + (": it does not count what checkpointing computes again." if gradient_checkpointing else ".")
+        "FLOPs are those of an average row, with attention over the whole row. The MFU is a guess until one of your "
+        "runs has logged its own."
+        + (" It does not count the operations that checkpointing repeats." if gradient_checkpointing else "")
     )
     yield (
-        f"Weights, gradients and the states of {settings.arguments['optim']} are in float32, the computation in bfloat16; "
-        "no part is frozen; gradients stay between a step's passes."
+        f"Weights, gradients and the states of {settings.arguments['optim']} are in float32, the computation is in "
+        "bfloat16. No part is frozen. Gradients stay allocated between the passes of a step."
     )
     yield (
-        "Activations are those of the model's code in a dry run of one row with images, with sdpa attention and a packed "
-        "row's mask; flash attention needs less. They contain the bfloat16 copies that autocast makes of float32 weights."
+        "Activations are recorded in a dry run of the model's code on one row with images, with sdpa attention and "
+        "the mask of a packed row; flash attention needs less memory. They include the bfloat16 copies that "
+        "autocast makes of float32 weights."
     )
     yield (
-        "update: AdamW's foreach kernels on a GPU, or AdaFactor's largest weight. peak = weights + gradients + optimizer + "
-        "buckets + the larger of gathered + activations and update."
+        "The column update is the temporary memory of the optimizer's step: AdamW with its foreach kernels on a "
+        "GPU, or AdaFactor at the largest weight. peak = weights + gradients + optimizer + buckets + max(gathered + "
+        "activations, update)."
     )
     if any(layout.data > 1 and not layout.sharded for layout in layouts):
-        yield "DDP: its buckets are a copy of the gradients (gradient_as_bucket_view=False)."
+        yield "DDP: the column buckets is DDP's copy of the gradients (gradient_as_bucket_view=False)."
     if any(layout.sharded for layout in layouts):
         whole = count_parameters(config).total.parameters
         yield (
-            "FSDP2: by the model's plan, in bfloat16 mixed precision; gathered are what the plan keeps, two layers and the "
-            "gradients of one. Gradients are reduced in every pass: without sync_each_batch in "
-            "accelerator_config's gradient_accumulation_kwargs, Trainer holds all of them, "
-            f"{2 * whole / 1e9:,.0f} GB or twice that."
+            "FSDP2: sharded by the model's plan, in bfloat16 mixed precision. The column gathered counts the "
+            "weights that the plan keeps unsharded, the weights of two layers and the gradients of one layer. "
+            "Gradients are reduced in every pass. This needs sync_each_batch in the gradient_accumulation_kwargs of "
+            f"accelerator_config; without it Trainer holds all gradients unsharded, {2 * whole / 1e9:,.0f} GB or "
+            "twice that."
         )
     if any(layout.tp > 1 for layout in layouts):
-        yield "TP: by the model's plan, which splits the decoder; each rank of a group runs the whole encoder and connector."
+        yield "TP: the model's plan splits the decoder; every rank of a group runs the whole encoder and connector."
     if any(layout.ep > 1 for layout in layouts):
-        yield "EP: tokens spread evenly over the experts; the exchange's own buffers are left out."
+        yield "EP: tokens are spread evenly over the experts; the buffers for exchanging tokens are not counted."
     yield (
-        "GB are 10^9 bytes. Nothing is counted for the CUDA context, workspaces, communication and fragmentation: leave a "
-        "tenth of the device free."
+        "1 GB is 10^9 bytes. The CUDA context, workspaces, communication and fragmentation are not counted: leave a "
+        "tenth of the device's memory free."
     )

@@ -1,4 +1,4 @@
-"""easy-VQA: 5,000 drawn pictures of one coloured shape each, with questions (MIT; Zhou, 2019)."""
+"""The easy-VQA data set (Zhou, 2019; MIT licence): 5,000 drawn pictures of one coloured shape each, with questions."""
 
 import json
 import random
@@ -30,12 +30,12 @@ class Question:
 
     @property
     def is_negated(self) -> bool:
-        """Whether a yes/no question asks for what is missing."""
+        """Whether a yes/no question asks if something is absent."""
         return not {"no", "not"}.isdisjoint(self.text.split())
 
     @property
     def names_what_is_shown(self) -> bool:
-        """Whether a yes/no question names the picture's own shape or colour."""
+        """Whether a yes/no question names the shape or colour that the picture shows, and not another one."""
         return (self.answer == "yes") != self.is_negated
 
 
@@ -48,17 +48,17 @@ class Picture:
     questions: tuple[Question, ...]
 
     def image(self) -> Image.Image:
-        """The picture itself, RGB."""
+        """Opens the picture's file as an RGB image."""
         with Image.open(self.path) as image:
             return image.convert("RGB")
 
 
 def load_split(split: Literal["train", "test"]) -> list[Picture]:
     """
-    The published training or test split, by the pictures' ids.
+    Loads the published training or test split, ordered by image id.
 
     Raises:
-        ValueError: the package that carries it is not installed.
+        ValueError: the package `easy-vqa`, which contains the data, is not installed.
     """
     folder = package_folder("easy_vqa", "easy-vqa==1.0") / "data" / split
     questions: dict[int, list[Question]] = {}
@@ -72,7 +72,7 @@ def load_split(split: Literal["train", "test"]) -> list[Picture]:
 
 def kind_of(answer: str) -> Kind:
     """
-    What a question asks for, told by its answer.
+    Derives the kind of a question from its answer.
 
     Raises:
         ValueError: no question of easy-VQA has this answer.
@@ -83,23 +83,27 @@ def kind_of(answer: str) -> Kind:
         return "shape"
     if answer in _COLOURS:
         return "colour"
-    raise ValueError(f"No question of easy-VQA has the answer {answer!r}; is this another version of the data?")
+    raise ValueError(
+        f"No question of easy-VQA 1.0 has the answer {answer!r}: answers are yes, no, a shape or a colour. Install "
+        "easy-vqa==1.0."
+    )
 
 
 def epoch_batches(
     pictures: Sequence[Picture], pictures_per_batch: int, lesson: Lesson, seed: int = 0
 ) -> Iterator[list[tuple[Picture, list[Question]]]]:
     """
-    One pass over the pictures in random order, in full batches, each picture with its questions of a lesson; one that has
-    none is left out.
+    Yields the batches of one pass over the pictures in random order. Each picture comes with the questions that the
+    lesson chooses for it; pictures without such a question are skipped, and an incomplete last batch is dropped.
 
     Args:
-        pictures_per_batch: pictures of a batch.
+        pictures_per_batch: number of pictures in a batch.
         lesson:
-            "look" asks what shape and what colour; "compare" whether there is this shape or colour; "all" everything,
-            whether there is none among it. Yes/no questions name what the picture shows as often as what it does not:
-            as they are drawn in the data, four in five name something else, and answering that alone pays.
-        seed: of the order and of the choice.
+            "look" asks for the shape and the colour. "compare" asks for one of them, and whether a named shape or
+            colour is present. "all" asks for both, and whether a named shape or colour is present or absent. As many
+            yes/no questions name what the picture shows as name something else. In the data set itself four in five
+            name something else, so a model could score well by always assuming this.
+        seed: seed of the order of the pictures and of the choice of questions.
     """
     draw = random.Random(seed)
     batch = []

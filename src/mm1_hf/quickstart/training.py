@@ -1,5 +1,5 @@
-"""The quickstart's fine-tuning: LoRA on the decoder and the connector whole, on features that the frozen encoder computes
-once."""
+"""The quickstart's fine-tuning: LoRA on the decoder and all weights of the connector. The frozen encoder computes its
+features only once."""
 
 import time
 from collections.abc import Sequence
@@ -26,7 +26,8 @@ from mm1_hf.training.parts import parameter_groups
 
 Batch = list[tuple[Picture, list[Question]]]
 
-# The connector starts from nothing. At its rate the decoder would learn to guess before there is anything to see.
+# The connector is new, so its learning rate is high. At this rate, the decoder would learn to guess before the
+# connector's tokens tell it anything about the image.
 _CONNECTOR_LEARNING_RATE = 1e-3
 
 
@@ -35,8 +36,8 @@ def encode_pictures(
     model: MM1ForConditionalGeneration, processor: MM1Processor, pictures: Sequence[Picture], batch_size: int = 64
 ) -> dict[int, torch.Tensor]:
     """
-    The frozen encoder's patches of every picture, `(patches, width)`, by the picture's id. One tile per picture: the
-    quickstart's are small.
+    Computes the frozen encoder's patch features of every picture, `(patches, width)`, by image id. Every picture has
+    to become a single tile, as the quickstart's small pictures do.
     """
     tower = model.model.vision_tower
     features = {}
@@ -57,14 +58,15 @@ def encode_pictures(
 @torch.no_grad()
 def centre_features(connector: nn.Module, features: dict[int, torch.Tensor]) -> None:
     """
-    Begins the connector's position embedding, which is added to the patches, at minus their mean. What all pictures share
-    is several times larger than what tells two colours apart, and would hide it for hundreds of steps.
+    Subtracts the mean of all patch features from the connector's position embedding, which is added to the patches.
+    This mean is several times larger than the difference between two colours, and would hide that difference for
+    hundreds of training steps.
     """
     cast(torch.Tensor, connector.position_embedding).sub_(torch.stack(list(features.values())).mean((0, 1)))
 
 
 class BatchDataset(Dataset):
-    """Ready batches of pictures with their questions, one per training step."""
+    """Prepared batches of pictures with their questions, one batch per training step."""
 
     def __init__(self, batches: list[Batch]):
         self.batches = batches
@@ -78,7 +80,7 @@ class BatchDataset(Dataset):
 
 @dataclass
 class CachedFeaturesCollator:
-    """Turns a batch of pictures into folded rows of questions, with the pictures' features in place of their pixels."""
+    """Turns a batch of pictures into folded rows of questions, with the pictures' features instead of their pixels."""
 
     processor: MM1Processor
     features: dict[int, torch.Tensor]
@@ -104,7 +106,7 @@ class CachedFeaturesCollator:
 
 
 class CachedFeaturesTrainer(Trainer):
-    """`Trainer` that starts at the connector: what comes before it is frozen and was computed once."""
+    """A `Trainer` that skips the frozen encoder: the connector gets features that were computed beforehand."""
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
         inputs = dict(inputs)
@@ -118,8 +120,8 @@ class CachedFeaturesTrainer(Trainer):
 
 def faster_dtype(device: torch.device) -> torch.dtype:
     """
-    bfloat16 or float32, whichever multiplies matrices faster. GPUs and newer CPUs have units for bfloat16; CPUs without
-    them emulate it, at a tenth of float32's speed.
+    Returns bfloat16 or float32, whichever multiplies matrices faster on the device. GPUs and newer CPUs have hardware
+    for bfloat16; other CPUs emulate it, at a tenth of the speed of float32.
     """
     if device.type != "cpu":
         return torch.bfloat16
@@ -136,12 +138,12 @@ def faster_dtype(device: torch.device) -> torch.dtype:
 
 
 def training_arguments(output_dir: str, steps: int, seed: int, dtype: torch.dtype) -> TrainingArguments:
-    """The quickstart's recipe: AdamW, a short warm-up, and a fall to 0 over the last fifth of `steps`."""
+    """Settings of the fine-tuning: a short warm-up, a constant learning rate, and a decay to 0 in the last fifth."""
     return TrainingArguments(
         output_dir=output_dir,
         max_steps=steps,
         per_device_train_batch_size=1,
-        # The last lesson needs its rate as much as the first one.
+        # The last lesson needs the full learning rate as much as the first one.
         lr_scheduler_type="warmup_stable_decay",
         lr_scheduler_kwargs={"num_decay_steps": steps // 5},
         warmup_steps=min(20, steps // 4),
@@ -151,9 +153,9 @@ def training_arguments(output_dir: str, steps: int, seed: int, dtype: torch.dtyp
         logging_steps=max(1, min(10, steps // 10)),
         save_strategy="no",
         report_to="none",
-        # Quiet logging would take the bar away too.
+        # By default, Trainer hides its progress bar when logging is set to errors only.
         disable_tqdm=False,
-        # The batches come in an order of their own.
+        # The batches are already in the order of the lessons.
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         accelerator_config={"dispatch_batches": False, "split_batches": False},
@@ -163,7 +165,7 @@ def training_arguments(output_dir: str, steps: int, seed: int, dtype: torch.dtyp
 
 
 def optimizer(model: nn.Module, decoder_learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW over what is trained, with a rate for the connector and one for the decoder."""
+    """AdamW over the trainable weights, with separate learning rates for the connector and the decoder."""
     return torch.optim.AdamW(
         parameter_groups(model, decoder_learning_rate, 0.0, {"connector": _CONNECTOR_LEARNING_RATE})
     )
@@ -180,10 +182,11 @@ def train(
     decoder_learning_rate: float = 5e-4,
 ) -> list[tuple[int, float]]:
     """
-    Trains what is not frozen of an MM1, or of what PEFT made of one, one step per batch, computing in `dtype`.
+    Trains the trainable weights of an MM1, with or without PEFT adapters, for one step per batch, computing in
+    `dtype`.
 
     Returns:
-        The training loss over time, as steps and losses.
+        The training loss over time, as pairs of step and loss.
     """
     trainer = CachedFeaturesTrainer(
         model=model,

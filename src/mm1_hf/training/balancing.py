@@ -1,4 +1,7 @@
-"""Batches of examples of very different cost: tiles within a budget, and the same work for every rank."""
+"""
+Batches for data sets whose examples differ greatly in cost: no batch has more tiles than a limit, and all ranks get
+about the same work.
+"""
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -19,23 +22,24 @@ from mm1_hf.training.parallel import data_rank
 from mm1_hf.training.parts import frozen_parts
 
 
-# What a chat template writes around a message: two marks, the role and two line ends.
+# Tokens that a chat template adds to a message: a start mark, the role, an end mark and two line breaks.
 _TOKENS_PER_MESSAGE = 5
 _RECORDS_AT_ONCE = 256
 
-# Of batches `(batches,)`: their tiles, rows, longest row and positions with text.
+# Gives the cost of each batch from four arrays `(batches,)`: its tiles, its examples, the length of its longest
+# example and its positions with text.
 BatchCost = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class ExampleSizes:
     """
-    How large the examples of a data set are, by their index.
+    Sizes of the examples of a data set, in the order of the data set.
 
     Args:
-        tiles: `(examples,)`, of all images of each.
-        text: `(examples,)`, positions that are no image token.
-        tokens_per_tile: image tokens of a tile.
+        tiles: `(examples,)`, number of tiles of each example, over all its images.
+        text: `(examples,)`, number of positions of each example that are not image tokens.
+        tokens_per_tile: number of image tokens of one tile.
     """
 
     tiles: np.ndarray
@@ -44,21 +48,22 @@ class ExampleSizes:
 
     @property
     def lengths(self) -> np.ndarray:
-        """`(examples,)`, all positions of each."""
+        """`(examples,)`, number of positions of each example, image tokens included."""
         return self.text + self.tiles * self.tokens_per_tile
 
 
 def measure(dataset: Any, processor: MM1Processor) -> ExampleSizes:
     """
-    The sizes of examples in TRL's columns, as [`mm1_hf.data.collation.MM1Collator`] takes them. Tiles are counted exactly,
-    from the heads of image files; text is tokenised without its chat template, of which a message counts as five tokens.
+    Measures the examples of a data set. Its records have TRL's columns, as [`mm1_hf.data.collation.MM1Collator`]
+    accepts them. Tiles are counted exactly, from the headers of the image files. Text is tokenised without the chat
+    template; instead, every message counts as five extra tokens.
 
     Args:
-        dataset: map-style, with `images` or `image` where there are any.
-        processor: the model's, with the tiles that are trained on.
+        dataset: map-style data set. Images are read from the columns `images` or `image` and from the messages.
+        processor: processor of the model, with the image splitting that is used in training.
 
     Raises:
-        ValueError: an image that cannot be read.
+        ValueError: an image cannot be read.
 
     Example:
 
@@ -99,7 +104,7 @@ def measure(dataset: Any, processor: MM1Processor) -> ExampleSizes:
 
 def _records(dataset: Any) -> Iterator[dict[str, Any]]:
     if isinstance(dataset, datasets.Dataset):
-        # As they are stored: no image is decoded.
+        # Arrow tables hold the stored bytes or paths of images, so no image is decoded.
         for table in dataset.with_format("arrow").iter(_RECORDS_AT_ONCE):
             yield from table.to_pylist()
     else:
@@ -107,7 +112,7 @@ def _records(dataset: Any) -> Iterator[dict[str, Any]]:
 
 
 def _undecoded(image: Any) -> Any:
-    """As the image processor takes it, of what `datasets` stores."""
+    """The image as the image processor accepts it; `datasets` stores it as a dictionary of its bytes and its path."""
     if not isinstance(image, dict):
         return image
     return image["path"] if image["bytes"] is None else image["bytes"]
@@ -115,15 +120,16 @@ def _undecoded(image: Any) -> Any:
 
 def batch_cost(model_or_config: MM1ForConditionalGeneration | MM1Config, frozen: Collection[str] = ()) -> BatchCost:
     """
-    The floating-point operations of a training step on padded batches, by [`mm1_hf.accounting.flops`]; every position with
-    text counts as a target.
+    A function that gives the floating-point operations of training on padded batches, counted as in
+    [`mm1_hf.accounting.flops`]. It counts every position with text as a target.
 
     Args:
         model_or_config: an MM1 or its configuration.
-        frozen: parts that are not trained.
+        frozen: names of the parts that are not trained.
 
     Returns:
-        A function of arrays `(batches,)`: tiles, rows, longest row, positions with text.
+        A function of four arrays `(batches,)`: number of tiles, number of examples, length of the longest example and
+        number of positions with text. It returns the cost of each batch, `(batches,)`.
     """
     formula = flops_formula(model_or_config)
 
@@ -138,31 +144,34 @@ def batch_cost(model_or_config: MM1ForConditionalGeneration | MM1Config, frozen:
 
 class BalancedBatchSampler(BatchRebalanceSampler):
     """
-    The batches of one rank, where examples differ in tiles and text. `Trainer` takes it for its own
-    `BatchRebalanceSampler`, which knows text alone, and leaves it as it is.
+    Makes the batches of one rank from examples that differ in their numbers of tiles and in the length of their text.
+    It is a subclass of transformers' `BatchRebalanceSampler`, which balances by length only: `Trainer` recognises this
+    class, uses its batches unchanged and does not distribute them over the ranks a second time.
 
-    An optimizer step has the examples that it would have without it, `batch_size * ranks * accumulation` in the order of
-    a shuffle. They are dealt out so that no batch has more than `max_tiles` tiles and batches cost the same; of those that
-    still differ, similar ones run at the same time. Batches differ in rows, which the loss does not see: Trainer divides by
-    the targets of the whole step. What does not fit in a step's budget comes with the next one.
+    Each optimizer step uses the next `batch_size * ranks * accumulation` examples of the shuffled order, as a step
+    without this sampler does. The sampler distributes them over batches so that no batch has more than `max_tiles`
+    tiles and all batches cost about the same. The costs still differ a little, so batches of similar cost run at the
+    same time on the ranks. Batches may have different numbers of examples. This does not change the loss, because
+    Trainer divides the summed loss by the number of targets of the whole step. Examples that do not fit in a step
+    because of `max_tiles` move to the next step.
 
-    All ranks draw the same plan from the same seed, without a word between them. At the end of an epoch up to `ranks - 1`
-    examples come twice, so that no rank is without a batch.
+    All ranks compute the same plan from the same seed, without communication. At the end of an epoch up to `ranks - 1`
+    examples are repeated, so that every rank has a batch.
 
     Args:
-        sizes: of the data set's examples.
-        cost: of batches, such as [`batch_cost`] gives.
-        batch_size: rows of a batch on average.
-        max_tiles: of a batch; unset, any number.
-        ranks: with data of their own.
-        rank: this one.
-        accumulation: batches of a rank in a step.
-        shuffle: whether the order is drawn, anew in each epoch.
-        seed: of the order.
-        drop_last: whether the examples that are no whole step any more are left out.
+        sizes: sizes of the examples of the data set.
+        cost: function that gives the cost of batches, as [`batch_cost`] returns it.
+        batch_size: average number of examples in a batch.
+        max_tiles: largest number of tiles in a batch; unset, there is no limit.
+        ranks: number of ranks that read different data.
+        rank: index of this rank among them, counted from 0.
+        accumulation: number of batches of one rank in an optimizer step.
+        shuffle: whether to shuffle the examples, anew in each epoch.
+        seed: seed of the shuffle.
+        drop_last: whether to drop the last examples of an epoch if they are too few for a whole step.
 
     Raises:
-        ValueError: an example with more tiles than `max_tiles`.
+        ValueError: an example has more tiles than `max_tiles`.
 
     Example:
 
@@ -203,8 +212,9 @@ class BalancedBatchSampler(BatchRebalanceSampler):
         largest = int(sizes.tiles.argmax())
         if max_tiles is not None and sizes.tiles[largest] > max_tiles:
             raise ValueError(
-                f"Example {largest} has {sizes.tiles[largest]} tiles, more than max_tiles={max_tiles}. Images are never "
-                "cut: allow more, split images into fewer tiles (max_tiles of the image processor), or leave it out."
+                f"Example {largest} has {sizes.tiles[largest]} tiles, more than max_tiles={max_tiles}. No tile is "
+                "ever dropped: raise max_tiles, leave it unset, split images into fewer tiles (max_tiles of the "
+                "image processor), or remove the example."
             )
         self._costs = cost(sizes.tiles, np.ones_like(lengths), lengths, sizes.text)
         self._planned: tuple[int, list[list[list[int]]]] | None = None
@@ -216,7 +226,10 @@ class BalancedBatchSampler(BatchRebalanceSampler):
         return len(self.plan())
 
     def plan(self) -> list[list[list[int]]]:
-        """The batches of all ranks in this epoch, by the time that they run at: `(times, ranks)` lists of examples."""
+        """
+        The batches of all ranks in this epoch: a list of forward passes, each with one batch for each rank. A batch is
+        a list of example indices.
+        """
         if self._planned is None or self._planned[0] != self.epoch:
             self._planned = self.epoch, list(self._batches())
         return self._planned[1]
@@ -235,18 +248,22 @@ class BalancedBatchSampler(BatchRebalanceSampler):
                 if self.drop_last:
                     return
                 times = -(-len(examples) * self.grad_accum // size)
-                # Those of the beginning once more, as in torch's DistributedSampler.
+                # Repeats examples from the beginning of the epoch, as torch's DistributedSampler does.
                 missing = times * self.dp_size - len(examples)
                 examples += [int(order[index % len(order)]) for index in range(missing)]
             batches, waiting = self._deal(examples, times * self.dp_size, len(waiting))
             yield from self._in_time(batches)
 
     def _deal(self, examples: list[int], number: int, due: int) -> tuple[list[list[int]], list[int]]:
-        """So many batches of the same cost, and what did not fit; the first `due` examples did not fit before."""
+        """
+        Distributes examples over `number` batches of about the same cost, and returns the batches and the examples
+        that did not fit. The first `due` examples did not fit in the previous step, and are placed first.
+        """
         batches: list[list[int]] = [[] for _ in range(number)]
         tiles, rows, longest, text = np.zeros((4, number), dtype=np.int64)
         waiting = []
-        # The most expensive first, each to where it leaves the cheapest batch: padding counts.
+        # The most expensive examples come first. Each goes to the batch whose cost with this example, padding
+        # included, is the lowest.
         for example in [*examples[:due], *sorted(examples[due:], key=lambda example: -self._costs[example])]:
             own = self.sizes.tiles[example]
             added = self.cost(
@@ -269,7 +286,10 @@ class BalancedBatchSampler(BatchRebalanceSampler):
         return batches, waiting
 
     def _in_time(self, batches: list[list[int]]) -> Iterator[list[list[int]]]:
-        """Batches of similar cost at the same time, and no rank always with the dearer ones."""
+        """
+        Yields the batches of each forward pass, one for each rank. Batches of similar cost run in the same pass. The
+        order is reversed in every other pass, so that no rank always gets the most expensive batch.
+        """
         ranked = [batches[index] for index in np.argsort(-self._batch_costs(batches), kind="stable")]
         for time, start in enumerate(range(0, len(ranked), self.dp_size)):
             at_once = ranked[start : start + self.dp_size]
@@ -287,23 +307,27 @@ class BalancedBatchSampler(BatchRebalanceSampler):
 
 class BalancedTrainer(Trainer):
     """
-    `Trainer` whose map-style training data comes in the batches of a [`BalancedBatchSampler`]. It goes in front of any
-    other trainer: `class BalancedSFTTrainer(BalancedTrainer, SFTTrainer)`.
+    `Trainer` that trains on the batches of a [`BalancedBatchSampler`], for map-style data sets. To combine it with
+    another trainer, name it first among the base classes: `class BalancedSFTTrainer(BalancedTrainer, SFTTrainer)`.
 
     Args:
-        args, kwargs: those of the trainer behind it.
-        example_sizes: of the training data, which [`measure`] takes; unset, data is read as without it.
-        max_tiles: of a batch on one device; unset, any number.
+        args, kwargs: arguments of the other trainer.
+        example_sizes: sizes of the training examples, from [`measure`]; unset, the other trainer makes the batches.
+        max_tiles: largest number of tiles in a batch on one device; unset, there is no limit.
 
     Raises:
-        ValueError: when training begins: sizes of another data set, or an example with more tiles than `max_tiles`.
+        ValueError: `max_tiles` without `example_sizes`. When training begins: sizes of another data set, or an example
+            with more tiles than `max_tiles`.
     """
 
     def __init__(
         self, *args: Any, example_sizes: ExampleSizes | None = None, max_tiles: int | None = None, **kwargs: Any
     ):
         if max_tiles is not None and example_sizes is None:
-            raise ValueError("max_tiles needs the sizes of the examples: give example_sizes, as measure() makes them.")
+            raise ValueError(
+                "max_tiles needs the sizes of the examples: also give example_sizes, as returned by "
+                "mm1_hf.training.balancing.measure."
+            )
         self.example_sizes, self.max_tiles = example_sizes, max_tiles
         super().__init__(*args, **kwargs)
 
@@ -315,8 +339,8 @@ class BalancedTrainer(Trainer):
         examples = len(dataset)
         if len(sizes.tiles) != examples:
             raise ValueError(
-                f"example_sizes are those of {len(sizes.tiles)} examples, but the training data has {examples}: measure "
-                "the data set that is trained on."
+                f"example_sizes holds the sizes of {len(sizes.tiles)} examples, but the training data has {examples} "
+                "examples: give the sizes that mm1_hf.training.balancing.measure returns for this training data."
             )
         modules = cast(nn.Module, self.model).modules()
         model = next(module for module in modules if isinstance(module, MM1ForConditionalGeneration))
@@ -339,6 +363,7 @@ class BalancedTrainer(Trainer):
         batches: Any = loader.batch_sampler
         sampler = getattr(batches, "batch_sampler", None)
         if isinstance(sampler, BalancedBatchSampler):
-            # accelerate's wrapper on several ranks: of a run that is resumed Trainer reaches this one, not the one inside.
+            # On several ranks accelerate wraps the sampler. When a run is resumed, Trainer sets the epoch of the
+            # wrapper only.
             batches.set_epoch = sampler.set_epoch
         return loader

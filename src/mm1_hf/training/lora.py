@@ -1,4 +1,4 @@
-"""LoRA for MM1: which parts are adapted, and which are trained whole and saved with the adapter."""
+"""LoRA for MM1: which parts get low-rank updates, and which are trained whole and saved with the adapter."""
 
 import re
 from typing import Literal
@@ -10,7 +10,7 @@ from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
 
 
 LoraPreset = Literal["decoder", "decoder+connector", "all", "experts"]
-# What each adapts by low-rank updates, and whether it trains the connector.
+# For each preset, the parts that get low-rank updates, and whether the connector is trained whole.
 _PRESETS: dict[LoraPreset, tuple[tuple[str, ...], bool]] = {
     "decoder": (("language_model",), False),
     "decoder+connector": (("language_model",), True),
@@ -28,24 +28,26 @@ def lora_config(
     lora_dropout: float = 0.0,
 ) -> LoraConfig:
     """
-    A LoRA configuration that names its modules from the model's root, so that the image encoder, whose layers have the
-    same names as the decoder's, is never adapted by accident.
+    A LoRA configuration that names the adapted modules by their full names. The layers of the image encoder have the
+    same short names as the decoder's, so short names would adapt the encoder by accident.
 
     Args:
         model: the model to adapt.
         preset:
-            `"decoder"`: low-rank updates of every linear layer of the decoder (its head, routers and experts stay as they
-            are). `"decoder+connector"`: also the connector, trained whole and saved with the adapter. `"all"`: also the
-            experts and every linear layer of the encoder. `"experts"`: the experts alone.
-        r: rank of the updates, an expert's as any layer's.
-        lora_alpha: scale of the updates, divided by the rank; unset, twice the rank.
-        lora_dropout: dropout before the updates, which those of experts do not have.
+            `"decoder"`: low-rank updates of every linear layer of the decoder, but not of its head, routers and
+            experts. `"decoder+connector"`: the same, and the connector is trained whole and saved with the adapter.
+            `"all"`: the same as `"decoder+connector"`, and low-rank updates of the experts and of every linear layer
+            of the encoder. `"experts"`: low-rank updates of the experts only.
+        r: rank of the updates, for experts as for other layers.
+        lora_alpha: the updates are scaled by `lora_alpha / r`; unset, `lora_alpha` is twice the rank.
+        lora_dropout: dropout before the updates. It must be 0 if experts are adapted.
 
     Returns:
-        What `peft.get_peft_model` and TRL's trainers take.
+        A configuration for `peft.get_peft_model` and TRL's trainers.
 
     Raises:
-        ValueError: the preset does not exist, or is `"experts"` where there are none; dropout with experts.
+        ValueError: the preset does not exist; the preset is `"experts"`, but the decoder has no experts; or dropout
+            together with updates of experts.
 
     Example:
 
@@ -73,15 +75,15 @@ def lora_config(
         )
     if experts and lora_dropout:
         raise ValueError(
-            f"lora_dropout is {lora_dropout}, but updates of experts have no dropout. Set it to 0, or choose a preset that "
-            "leaves the experts as they are."
+            f"lora_dropout is {lora_dropout}, but updates of experts have no dropout. Set lora_dropout to 0, or "
+            "choose a preset that does not adapt the experts."
         )
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=r,
         lora_alpha=2 * r if lora_alpha is None else lora_alpha,
         lora_dropout=lora_dropout,
-        # PEFT tells "none" by an empty list.
+        # An empty list tells PEFT that no module is adapted.
         target_modules="|".join(targets) or [],
         target_parameters=experts or None,
         modules_to_save=["model.connector"] if with_connector else None,
@@ -89,7 +91,7 @@ def lora_config(
 
 
 def _linear_layers(part: str, module: nn.Module) -> str:
-    """A pattern of the full names of a part's linear layers."""
+    """A regular expression that matches the full names of the linear layers of a part."""
     layers = sorted(
         {name.rsplit(".", 1)[-1] for name, child in module.named_modules() if isinstance(child, nn.Linear)}
     )
@@ -97,7 +99,7 @@ def _linear_layers(part: str, module: nn.Module) -> str:
 
 
 def _expert_weights(model: MM1ForConditionalGeneration) -> list[str]:
-    """Full names of the decoder's fused experts, `(experts, ...)` each."""
+    """Full names of the decoder's fused expert weights, each of shape `(experts, ...)`."""
     prefix = "model.language_model."
     return [
         prefix + name

@@ -1,4 +1,7 @@
-"""What is logged while training, beside the loss: summed on the device, read by the host once per log period."""
+"""
+Values that training logs beside the loss. They are summed on the device, and the host reads them once per log period,
+so that it does not wait for the device after every batch.
+"""
 
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
@@ -18,18 +21,18 @@ from mm1_hf.model.segments import mask_padding, segment_positions, segments_from
 
 
 class StepClock(TrainerCallback):
-    """Seconds spent on steps, their data included, evaluation and checkpoints not."""
+    """Counts the seconds spent on training steps, including their data, but not evaluation and checkpoints."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._mark = time.perf_counter()
 
     def begin(self) -> None:
-        """A step begins: what has passed since the last one does not count."""
+        """Starts to measure a step. The time since the previous step does not count."""
         self._mark = time.perf_counter()
 
     def lap(self) -> None:
-        """What has passed since `begin` or the last lap counts."""
+        """Adds the time since the last call of `begin` or `lap`."""
         now = time.perf_counter()
         self.seconds += now - self._mark
         self._mark = now
@@ -39,11 +42,13 @@ class StepClock(TrainerCallback):
 
 
 class TargetLosses:
-    """transformers' loss of a causal language model, in the same numbers, that remembers what each target added to it."""
+    """
+    The same loss as transformers' loss of a causal language model. It also keeps the cross-entropy of each target.
+    """
 
     def __init__(self) -> None:
         self.last: torch.Tensor | None = None
-        """`(live,)`: cross-entropy of the targets of the last call, in float32, in the order of their positions."""
+        """`(targets,)`: cross-entropy of each target of the last call, in float32, in the order of their positions."""
 
     def __call__(
         self, logits: torch.Tensor, shift_labels: torch.Tensor, num_items_in_batch: torch.Tensor | int, **kwargs: Any
@@ -55,10 +60,10 @@ class TargetLosses:
     @contextmanager
     def of(self, model: PreTrainedModel) -> Generator[None]:
         """
-        Takes the place of a model's loss function.
+        Replaces the loss function of a model inside a `with` block.
 
         Args:
-            model: whose.
+            model: the model.
         """
         replaced = model.loss_function
         model.loss_function = self
@@ -70,12 +75,12 @@ class TargetLosses:
 
 class PeriodSums:
     """
-    Sums over the micro-batches of a log period, which add up over ranks.
+    Sums over the micro-batches of a log period. The sums of several ranks can be added.
 
     Args:
-        config: the decoder's configuration.
-        num_sources: sources that rows are from.
-        device: the model's.
+        config: configuration of the decoder.
+        num_sources: number of sources that rows come from.
+        device: device of the model.
     """
 
     def __init__(self, config: Any, num_sources: int, device: torch.device):
@@ -85,11 +90,11 @@ class PeriodSums:
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
         counts = ("micro_batches", "positions", "tokens", "pairs", "targets", "tiles", "tile_sides")
         sizes = dict.fromkeys(counts, 1)
-        # The last place is that of rows from no known source, whose number is -1.
+        # The last entry is for rows whose source is not known. Their source number is -1.
         sizes |= dict.fromkeys(("source_losses", "source_targets"), num_sources + 1)
         if self.num_experts:
             sizes |= {"balance": 1, "choices": 1, "dropped": 1}
-            # Of each sparse layer; how many there are, the first router logits tell.
+            # Becomes `(sparse layers, experts)` with the first router logits, which tell the number of sparse layers.
             sizes["load"] = 0
         self.sums = {name: torch.zeros(size, dtype=self.dtype, device=device) for name, size in sizes.items()}
 
@@ -102,13 +107,13 @@ class PeriodSums:
         router_logits: tuple[torch.Tensor, ...] | None,
     ) -> None:
         """
-        Adds a micro-batch, without making the host wait.
+        Adds a micro-batch. The host does not wait for the device.
 
         Args:
-            inputs: the model's.
-            sources: `(batch,)`, the source of each row, -1 where it is not known.
-            target_losses: `(live,)`, cross-entropy of the targets in the order of their positions.
-            router_logits: one `(batch * sequence, experts)` per sparse layer.
+            inputs: inputs of the model.
+            sources: `(batch,)`, number of the source of each row, or -1 if the source is not known.
+            target_losses: `(targets,)`, cross-entropy of each target, in the order of their positions.
+            router_logits: one tensor `(batch * sequence, experts)` for each sparse layer.
         """
         sums = self.sums
         shift_labels = inputs.get("shift_labels")
@@ -123,7 +128,8 @@ class PeriodSums:
         sums["targets"] += live.sum()
         if inputs.get("pixel_values") is not None:
             sums["tiles"] += inputs["pixel_values"].shape[0]
-            # A mean of sides, because what is summed over ranks has to be a sum; within a stage all tiles are alike.
+            # Values of several ranks are added, so this is a sum of sides. Divided by the number of tiles it gives the
+            # side of a tile, because all tiles of a stage have the same size.
             sums["tile_sides"] += inputs["pixel_values"].shape[0] * inputs["pixel_values"].shape[-1]
         if sources is not None and target_losses is not None:
             places = torch.where(sources < 0, sums["source_losses"].numel() - 1, sources)
@@ -152,10 +158,10 @@ class PeriodSums:
 
     def total(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
         """
-        The sums over all ranks, on the host.
+        The sums over all ranks, as tensors on the host.
 
         Args:
-            reduce: adds up a vector over the ranks.
+            reduce: function that adds up a vector over the ranks.
         """
         whole = reduce(torch.cat([value.flatten() for value in self.sums.values()])).cpu().double()
         parts = whole.split([value.numel() for value in self.sums.values()])
@@ -163,7 +169,7 @@ class PeriodSums:
 
 
 def _segments(inputs: Mapping[str, Any], shape: torch.Size) -> torch.Tensor:
-    """Which example of its row each position belongs to, `(batch, sequence)`, 0 for padding."""
+    """The number of the segment that each position belongs to, `(batch, sequence)`, 0 for padding."""
     attention_mask = inputs.get("attention_mask")
     if attention_mask is not None and attention_mask.dim() != 2:
         attention_mask = None
@@ -177,17 +183,18 @@ def _segments(inputs: Mapping[str, Any], shape: torch.Size) -> torch.Tensor:
 
 def period_logs(totals: Mapping[str, torch.Tensor], source_names: Sequence[str]) -> dict[str, float]:
     """
-    What the sums say that needs no clock.
+    The logged values that need only the sums, and no measured time.
 
     Args:
-        totals: of [`PeriodSums.total`].
-        source_names: the sources, in the order of their numbers.
+        totals: the result of [`PeriodSums.total`].
+        source_names: names of the sources, in the order of their numbers.
 
     Returns:
-        `utilisation`, the share of positions that are not padding; `loss/NAME`, the mean cross-entropy over a source's
-        targets, where it has any. With experts, `router_balance`, the balance loss, 1 where all experts are used alike;
-        `router_max_load`, how many times its even share the most chosen expert of any layer gets; and `router_dropped`, the
-        share of choices that found no room.
+        `utilisation`, the share of positions that are not padding; `loss/NAME`, the mean cross-entropy over the
+        targets of a source, if it has targets. For decoders with experts also `router_balance`, the load-balancing
+        loss, which is 1 if all experts are used equally; `router_max_load`, the load of the most used expert of any
+        layer, divided by the mean load of the experts of its layer; and `router_dropped`, the share of the tokens'
+        choices of an expert that were dropped because the expert was full.
     """
     logs = {"utilisation": (totals["tokens"] / totals["positions"]).item()}
     for name, loss, targets in zip(source_names, totals["source_losses"], totals["source_targets"], strict=False):
@@ -203,13 +210,13 @@ def period_logs(totals: Mapping[str, torch.Tensor], source_names: Sequence[str])
 
 def period_flops(config: MM1Config, totals: Mapping[str, torch.Tensor], frozen: Collection[str]) -> Flops:
     """
-    Floating-point operations, forward and backward, of the micro-batches that were summed, for tiles of the
-    size that they had.
+    Floating-point operations of the forward and backward passes of the summed micro-batches, for the tile size that
+    these batches had.
 
     Args:
-        config: the model's.
-        totals: of [`PeriodSums.total`].
-        frozen: the parts that are not trained.
+        config: configuration of the model.
+        totals: the result of [`PeriodSums.total`].
+        frozen: names of the parts that are not trained.
     """
     sizes = {name: totals[name].item() for name in ("positions", "tiles", "targets", "pairs")}
     tile_size = round(totals["tile_sides"].item() / sizes["tiles"]) if sizes["tiles"] else None

@@ -1,4 +1,7 @@
-"""How a model's weights are split over processes: FSDP2, tensor and expert parallelism, all of them transformers' own."""
+"""
+How a model's weights are split over processes. FSDP2, tensor parallelism and expert parallelism are those of
+transformers.
+"""
 
 from dataclasses import fields
 from typing import Any
@@ -15,27 +18,32 @@ _SIZES = ("dp_replicate_size", "fsdp_size", "tp_size", "ep_size")
 
 def distributed_config(config: MM1Config, num_processes: int, **settings: Any) -> DistributedConfig:
     """
-    What `from_pretrained(..., distributed_config=...)` takes, checked against the model. `MM1Trainer` trains a model that
-    was loaded so as it is.
+    A configuration for `from_pretrained(..., distributed_config=...)`, checked against the model. `MM1Trainer` needs
+    no further settings to train a model that was loaded with it.
 
-    `fsdp_size` processes each hold a part of every weight and have rows of their own (FSDP2); with `dp_replicate_size`,
-    so many groups of them do. `tp_size` processes share their rows and split the decoder's matrices. `ep_size` processes
-    each hold whole experts, and tokens travel to them; they are taken from those of FSDP2 and tensor parallelism, not
-    added to them. The encoder and the connector are not split by tensor parallelism. Without any of it, leave the
-    configuration out: Trainer then wraps the model in DistributedDataParallel.
+    - `fsdp_size` processes (FSDP2) each hold a shard of every weight and read different rows. `dp_replicate_size` is
+      the number of such groups, each of which holds the whole model.
+    - `tp_size` processes (tensor parallelism) read the same rows and split the decoder's matrices. The encoder and the
+      connector are not split.
+    - `ep_size` processes (expert parallelism) each hold some of the experts, and tokens are sent to the process that
+      holds their expert. They are the same processes as above, not additional ones.
+
+    To leave the weights unsplit, load the model without a configuration: Trainer then wraps it in
+    DistributedDataParallel.
 
     Args:
-        config: the model's.
-        num_processes: that were started.
+        config: configuration of the model.
+        num_processes: number of processes that were started.
         settings: fields of [`~transformers.distributed.DistributedConfig`].
 
     Returns:
-        The configuration; its `dp_size` processes have rows of their own: the `num_devices` of
-        [`Recipe.training_arguments`].
+        The configuration. Its `dp_size` is the number of ranks that read different rows: give it to
+        [`Recipe.training_arguments`] as `num_devices`.
 
     Raises:
-        ValueError: unknown fields, sizes that do not make up `num_processes`, heads or experts that do not divide, experts
-            that the model does not have, pipeline stages.
+        ValueError: unknown fields; sizes whose product is not `num_processes`; a `tp_size` that does not divide the
+            numbers of heads; an `ep_size` that does not divide the number of experts, or a model without experts;
+            pipeline stages.
 
     Example:
 
@@ -52,42 +60,45 @@ def distributed_config(config: MM1Config, num_processes: int, **settings: Any) -
     known = {field.name for field in fields(DistributedConfig)}
     if unknown := set(settings) - known:
         raise ValueError(
-            f"There is no way {', '.join(sorted(unknown))} to split weights; there are {', '.join(sorted(known))}."
+            f"DistributedConfig has no field {', '.join(sorted(unknown))}; its fields are {', '.join(sorted(known))}."
         )
     if (settings.get("pp_size") or 1) > 1:
         raise ValueError(
-            f"pp_size is {settings['pp_size']}, but MM1 does not run as a pipeline: split its weights with fsdp_size, "
-            "tp_size or ep_size."
+            f"pp_size is {settings['pp_size']}, but MM1 does not support pipeline parallelism: split its weights with "
+            "fsdp_size, tp_size or ep_size."
         )
     distributed = DistributedConfig(**settings)
-    # Resolved: unset ones are 1.
+    # DistributedConfig has set unset sizes to 1.
     replicas, fsdp, tp, ep = (getattr(distributed, name) for name in _SIZES)
     if replicas * fsdp * tp != num_processes:
         raise ValueError(
             f"dp_replicate_size {replicas} x fsdp_size {fsdp} x tp_size {tp} is {replicas * fsdp * tp} processes, but "
-            f"{num_processes} were started. Set sizes whose product that is, or start as many."
+            f"{num_processes} were started. Set sizes whose product is {num_processes}, or start "
+            f"{replicas * fsdp * tp} processes."
         )
     text = config.get_text_config()
     for name in ("num_attention_heads", "num_key_value_heads"):
         if (getattr(text, name, None) or 0) % tp:
             raise ValueError(
-                f"tp_size={tp} does not divide the decoder's {name}={getattr(text, name)}: every process needs whole heads."
+                f"tp_size={tp} does not divide the decoder's {name}={getattr(text, name)}, but every process needs "
+                f"the same number of whole heads. Take a divisor of {getattr(text, name)} as tp_size."
             )
     experts = num_experts(text)
     if ep > 1 and (not experts or experts % ep):
         raise ValueError(
-            f"ep_size={ep} does not divide the decoder's {experts} experts: every process needs as many. A dense decoder is "
-            "split with fsdp_size and tp_size."
+            f"ep_size={ep} does not divide the decoder's {experts} experts, but every process needs the same number "
+            "of experts. Take a divisor as ep_size; split a decoder without experts with fsdp_size and tp_size only."
         )
     return distributed
 
 
 def data_rank(accelerator: Accelerator) -> tuple[int, int]:
     """
-    This process's rank, and their number, among those with rows of their own.
+    The index of this process among the ranks that read different rows, and the number of these ranks. Processes that
+    read the same rows, such as a tensor-parallel group, count as one rank.
 
     Args:
-        accelerator: Trainer's.
+        accelerator: accelerator of the trainer.
     """
     rank, ranks = accelerator.process_index, accelerator.num_processes
     mesh = accelerator.torch_device_mesh

@@ -1,4 +1,4 @@
-"""The parts of an MM1 in training: which are frozen, at what rate each learns, and which weights decay."""
+"""The parts of an MM1 in training: which parts are frozen, the learning rate of each part, and which weights decay."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,10 +11,10 @@ PARTS = ("encoder", "connector", "decoder")
 
 def part_of(name: str) -> str:
     """
-    The part that a parameter belongs to; the head is the decoder's.
+    The part that a parameter belongs to. The head belongs to the decoder.
 
     Args:
-        name: the parameter's, also in a wrapped model.
+        name: full name of the parameter, also in a wrapped model.
     """
     places = name.split(".")
     return "encoder" if "vision_tower" in places else "connector" if "connector" in places else "decoder"
@@ -26,10 +26,10 @@ def freeze(model: nn.Module, parts: Iterable[str]) -> None:
 
     Args:
         model: an MM1; it may be wrapped.
-        parts: of `"encoder"`, `"connector"` and `"decoder"`.
+        parts: names of the parts: `"encoder"`, `"connector"`, `"decoder"`.
 
     Raises:
-        ValueError: there is no such part.
+        ValueError: a name is not the name of a part.
 
     Example:
 
@@ -52,10 +52,11 @@ def freeze(model: nn.Module, parts: Iterable[str]) -> None:
 
 def frozen_parts(model: nn.Module) -> set[str]:
     """
-    The parts of which less than half of the weights is trained, such as those that only have adapters.
+    The parts in which less than half of the weights are trained. A part counts as frozen if only its adapters are
+    trained.
 
     Args:
-        model: an MM1, or what PEFT made of one.
+        model: an MM1; it may be wrapped, for example by PEFT.
     """
     trained, whole = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
     for name, weight in model.named_parameters():
@@ -68,17 +69,17 @@ def parameter_groups(
     model: nn.Module, learning_rate: float, weight_decay: float, learning_rates: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
     """
-    An optimizer's groups of what is trained. Matrices and token embeddings decay; norms, biases, class tokens, learned
-    positions and queries do not.
+    The trained weights in parameter groups for an optimizer. Weight decay applies to matrices and token embeddings,
+    but not to norms, biases, class tokens, position embeddings and the queries of the attention connector.
 
     Args:
         model: an MM1; it may be wrapped.
-        learning_rate: of every part that `learning_rates` does not name.
-        weight_decay: of the weights that decay, as the optimizer takes it.
-        learning_rates: of the parts that differ from `learning_rate`.
+        learning_rate: learning rate of every part that `learning_rates` does not name.
+        weight_decay: weight decay of the weights that decay, as the optimizer defines it.
+        learning_rates: learning rates of the parts that differ from `learning_rate`, by name of the part.
 
     Raises:
-        ValueError: there is no such part.
+        ValueError: a name in `learning_rates` is not the name of a part.
 
     Example:
 
@@ -100,11 +101,11 @@ def parameter_groups(
         if not weight.requires_grad:
             continue
         rate = learning_rates.get(part_of(name), learning_rate)
-        # Tables that are added or queried with come as (1, length, width), or as an embedding of positions.
+        # Position embeddings and queries are (1, length, width), or have "position_embedding" in their names.
         decays = (
             weight.ndim > 1 and not (weight.ndim == 3 and weight.shape[0] == 1) and "position_embedding" not in name
         )
-        # A fused update takes weights of one device mesh only: experts may lie on a mesh of their own.
+        # A fused update accepts only weights of one device mesh, and experts may have a different mesh.
         key = rate, decays, getattr(weight, "device_mesh", None)
         group = groups.setdefault(key, {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0})
         group["params"].append(weight)

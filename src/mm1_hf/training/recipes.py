@@ -1,7 +1,7 @@
 """
-The papers' recipes as plain data: what `TrainingArguments` take, and how the data are read.
+The papers' training recipes as plain data: values for `TrainingArguments`, and how rows are made from the data.
 
-How sure a number is, is said in [`recipe`].
+[`recipe`] says which numbers the papers state, and which are inferred, unverified or our own choice.
 """
 
 import math
@@ -21,9 +21,9 @@ STAGES = ("pretrain", "continual", "sft")
 
 MM1_MIXTURE = {"interleaved": 0.45, "caption": 0.45, "text": 0.10}
 MM1_5_MIXTURE = {"caption": 0.50, "interleaved": 0.10, "text": 0.40}
-# Equal shares in every batch.
+# The sources have equal shares in every batch.
 OCR_MIXTURE = {"pdfa": 0.25, "idl": 0.25, "renderedtext": 0.25, "docstruct-4m": 0.25}
-# Numbers of examples, unverified: a source weighs as much as it has.
+# Number of examples of each source, unverified. A source is weighted by its number of examples.
 MM1_SFT_MIXTURE = {
     "text-only": 13_000,
     "llava-conv": 57_000,
@@ -43,7 +43,7 @@ MM1_SFT_MIXTURE = {
     "textcaps": 22_000,
     "synthdog-en": 500_000,
 }
-# Of the single-image categories, relative to `general`; together they are 0.8 of the mixture.
+# Weights of the single-image categories relative to `general`. Together they make up 0.8 of the mixture.
 _MM1_5_SINGLE_IMAGE = {
     "general": 1.0,
     "text-rich": 3.3,
@@ -60,15 +60,16 @@ MM1_5_SFT_MIXTURE = {
 @dataclass(frozen=True)
 class DataSettings:
     """
-    How rows are made.
+    How rows are made from the data.
 
     Args:
-        mixture: the sources' weights.
-        unit: what a weight counts.
-        sequence_length: positions of a row.
-        max_images: images of a row at most; unset, as many as fit.
-        image_splitting: the image processor's: `"none"`, `"static"` or `"dynamic"`.
-        resolution: side of an image in pixels, or of what static splitting cuts; with dynamic splitting, of a tile.
+        mixture: weight of each source.
+        unit: what the weights count.
+        sequence_length: number of positions of a row.
+        max_images: largest number of images in a row; unset, as many as fit.
+        image_splitting: how the image processor splits images: `"none"`, `"static"` or `"dynamic"`.
+        resolution: side in pixels of an unsplit image, of the square that static splitting cuts into tiles, or, with
+            dynamic splitting, of one tile.
     """
 
     mixture: dict[str, float]
@@ -82,16 +83,16 @@ class DataSettings:
 @dataclass(frozen=True)
 class Recipe:
     """
-    One stage of a model's training. `print` it, or change it with `dataclasses.replace`.
+    One stage of a model's training. Show it with `print`; change it with `dataclasses.replace`.
 
     Args:
-        model: the preset's name, or `"custom"`.
-        stage: which stage.
-        parameters: N, the decoder's parameters without embeddings and head that the learning rate follows from.
-        batch_size: rows of one optimizer step, over all devices.
+        model: name of the preset, or `"custom"`.
+        stage: name of the stage.
+        parameters: number of parameters of the decoder without embeddings and head, the N of the learning-rate law.
+        batch_size: number of rows of one optimizer step, over all devices.
         arguments: fields of `TrainingArguments`.
-        z_loss_coef: of the softmax z-loss, which [`Recipe.configure`] sets.
-        data: how rows are made.
+        z_loss_coef: coefficient of the softmax z-loss; [`Recipe.configure`] sets it in the model.
+        data: how rows are made from the data.
     """
 
     model: str
@@ -104,10 +105,11 @@ class Recipe:
 
     def configure(self, model: PreTrainedModel) -> None:
         """
-        Sets what a model's configuration, not `TrainingArguments`, holds of the recipe: its softmax z-loss.
+        Sets the value of the recipe that belongs to the model's configuration and not to `TrainingArguments`: the
+        coefficient of the softmax z-loss.
 
         Args:
-            model: to be trained.
+            model: the model that will be trained.
         """
         model.config.z_loss_coef = self.z_loss_coef
 
@@ -115,16 +117,19 @@ class Recipe:
         self, output_dir: str, *, num_devices: int, rows_per_device: int = 1, **changes: Any
     ) -> TrainingArguments:
         """
-        The recipe on so many devices.
+        The recipe as `TrainingArguments` for a given number of devices.
 
         Args:
-            output_dir: where checkpoints go.
-            num_devices: ranks with data of their own. The ranks of one tensor-parallel group share theirs: count them once.
-            rows_per_device: of one forward pass; what is missing to the batch is accumulated.
-            changes: other fields, in place of the recipe's.
+            output_dir: where to write checkpoints.
+            num_devices:
+                number of ranks that read different data. The ranks of a tensor-parallel group read the same data:
+                count such a group once.
+            rows_per_device: number of rows of one forward pass on one device. Gradients are accumulated up to the
+                batch size.
+            changes: fields of `TrainingArguments` that replace those of the recipe.
 
         Raises:
-            ValueError: the batch does not divide.
+            ValueError: the batch is not a whole number of forward passes over all devices.
 
         Example:
 
@@ -152,22 +157,26 @@ class Recipe:
 
 def recipe(model: str | MM1Config | MM1ForConditionalGeneration, stage: Stage = "pretrain") -> Recipe:
     """
-    A stage of the papers' training.
+    The papers' recipe of one training stage.
 
-    Stated by the papers: the steps, batch, sequence length and mixtures; the learning-rate law of pre-training and the
-    1e-5 of the later stages; warm-up; cosine to 10 % in pre-training and to 0 after it; AdaFactor after pre-training.
-    Inferred from their training code: AdamW's betas, epsilon and clipping, and that the law's weight decay, 0.1 of the
-    learning rate, is not multiplied by the learning rate once more. `torch.optim.AdamW` multiplies, so here it is 0.1.
-    Unverified: the scale of the 30B model's z-loss, MM1's numbers of examples. Ours, because unstated: the later stages'
-    warm-up (none), clipping (1.0) and weight decay (none), the continual stage's sequence length (that of pre-training),
-    MM1.5's pre-training resolution, and its steps, batches and sequence lengths where they are MM1's.
+    - Stated in the papers: the numbers of steps, batch sizes, sequence lengths and mixtures; the learning-rate law of
+      pre-training and the rate 1e-5 of the later stages; the warm-up of pre-training; the cosine schedules, which end
+      at 10 % of the peak in pre-training and at 0 in the later stages; AdaFactor in the later stages.
+    - Inferred from the papers' training code: AdamW's betas, epsilon and clipping, and the meaning of the law's weight
+      decay of 0.1 times the learning rate. In that code the optimizer does not multiply the weight decay by the
+      learning rate again. `torch.optim.AdamW` does multiply its `weight_decay` by the learning rate, so the recipe
+      sets it to 0.1.
+    - Unverified: the coefficient of the 30B model's z-loss, and the numbers of examples of MM1's fine-tuning sources.
+    - Our choice, because the papers do not state them: for the later stages no warm-up, clipping at 1.0 and no weight
+      decay; for the continual stage the sequence length of pre-training; for MM1.5 the resolution of pre-training, and
+      those numbers of steps, batch sizes and sequence lengths that are taken from MM1.
 
     Args:
-        model: a preset's name, a configuration or a model. N is counted from it.
-        stage: `"pretrain"`; `"continual"`, MM1.5's pre-training on text-rich images; `"sft"`.
+        model: name of a preset, a configuration or a model. The N of the learning-rate law is counted from it.
+        stage: `"pretrain"`, `"continual"` (MM1.5's continual pre-training on text-rich images) or `"sft"`.
 
     Raises:
-        ValueError: there is no such stage or preset.
+        ValueError: the stage or the preset does not exist.
 
     Example:
 
@@ -191,7 +200,7 @@ def recipe(model: str | MM1Config | MM1ForConditionalGeneration, stage: Stage = 
     if stage == "pretrain":
         mixture = MM1_5_MIXTURE if is_mm1_5 else MM1_MIXTURE
         steps, batch_size = 200_000, 512
-        # Whole images; the size in MM1.5's presets is that of a tile in its later stages.
+        # Pre-training does not split images. The image size of MM1.5's presets is the tile size of the later stages.
         data = DataSettings(dict(mixture), "rows", 4096, 16, "none", 378 if is_mm1_5 else resolution)
         optimizer = {
             "optim": "adamw_torch",
@@ -234,7 +243,9 @@ def recipe(model: str | MM1Config | MM1ForConditionalGeneration, stage: Stage = 
             **optimizer,
             "max_grad_norm": 1.0,
             "bf16": True,
-            # Rows come from a stream that holds its own state and order, and tiles belong to their rank's rows.
+            # Trainer must use the batches of the data stream unchanged. When it resumes, it must not skip batches,
+            # because the stream restores its own position. It must not drop columns. It must not distribute rows over
+            # the ranks, because the tiles of a batch belong to the rows of the same rank.
             "ignore_data_skip": True,
             "remove_unused_columns": False,
             "accelerator_config": {"dispatch_batches": False, "split_batches": False},
@@ -246,8 +257,9 @@ def recipe(model: str | MM1Config | MM1ForConditionalGeneration, stage: Stage = 
 
 def decoder_size(model_or_config: MM1ForConditionalGeneration | MM1Config) -> int:
     """
-    N of the learning-rate law: the decoder's parameters without embeddings and head. A mixture of experts counts as the
-    dense decoder that it was made from, whose hyper-parameters it shares (MM1, section 4.3).
+    The N of the learning-rate law: the number of parameters of the decoder without embeddings and head. An MM1 decoder
+    with experts counts as the dense decoder that it was made from, because it uses the same hyper-parameters (MM1,
+    section 4.3). Other decoders with experts count with all their experts.
 
     Args:
         model_or_config: an MM1 or its configuration.
@@ -263,10 +275,10 @@ def decoder_size(model_or_config: MM1ForConditionalGeneration | MM1Config) -> in
 
 def peak_learning_rate(decoder_parameters: int) -> float:
     """
-    MM1's law (section 3.4): `exp(-0.4214 ln N - 0.5535)`.
+    The peak learning rate by MM1's law (section 3.4): `exp(-0.4214 ln N - 0.5535)`.
 
     Args:
-        decoder_parameters: N, without embeddings and head.
+        decoder_parameters: N, the number of parameters of the decoder without embeddings and head.
 
     Example:
 
@@ -283,21 +295,21 @@ def peak_learning_rate(decoder_parameters: int) -> float:
 
 def accumulation_steps(batch_size: int, num_devices: int, rows_per_device: int = 1) -> int:
     """
-    Forward passes of one optimizer step.
+    Number of forward passes of each device in one optimizer step.
 
     Args:
-        batch_size: rows of the step.
-        num_devices: ranks with rows of their own.
-        rows_per_device: of one forward pass.
+        batch_size: number of rows of the step, over all devices.
+        num_devices: number of ranks that read different rows.
+        rows_per_device: number of rows of one forward pass on one device.
 
     Raises:
-        ValueError: the batch is not a whole number of passes.
+        ValueError: the batch is not a whole number of forward passes over all devices.
     """
     at_once = num_devices * rows_per_device
     if at_once < 1 or batch_size % at_once:
         raise ValueError(
-            f"A batch of {batch_size} rows does not divide into passes of {num_devices} devices x {rows_per_device} rows. "
-            f"Take a number of devices and of rows whose product divides {batch_size}, such as "
-            f"{math.gcd(batch_size, num_devices)} devices."
+            f"A batch of {batch_size} rows does not divide into passes of {num_devices} devices x {rows_per_device} "
+            f"rows. Choose numbers of devices and rows whose product divides {batch_size}, such as "
+            f"{math.gcd(batch_size, num_devices)} devices with 1 row each."
         )
     return batch_size // at_once

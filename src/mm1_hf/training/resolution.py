@@ -1,4 +1,7 @@
-"""A model for tiles of another size: its position embeddings interpolated once, to be trained and saved at that size."""
+"""
+Changes the tile size of a model: its position embeddings are interpolated once, then trained and saved at the new
+size.
+"""
 
 import copy
 from typing import cast
@@ -15,20 +18,23 @@ from mm1_hf.model.vision import build_vision_tower, resize_positions
 
 def set_tile_size(model: MM1ForConditionalGeneration, processor: MM1Processor, tile_size: int) -> None:
     """
-    Makes a loaded model one for tiles of `tile_size` pixels, in place, as MM1 goes from 378 to 672: the position embeddings
-    of encoder and C-Abstractor are interpolated (bicubic, in float32), and both configurations and the processor follow.
+    Changes a loaded model, in place, to tiles of `tile_size` pixels, as MM1 changes from 378 to 672 pixels. The
+    position embeddings of the encoder and of the C-Abstractor are interpolated (bicubic, in float32), and the
+    configurations of encoder and connector and the processor are updated.
 
-    Without it a model reads tiles of any size too, but interpolates anew in every pass and trains what lies underneath, the
-    smaller grid. Image tokens per tile stay, but for connectors that do not reduce: theirs are as many as the patches.
+    A model accepts tiles of other sizes without this function too, but then it interpolates its position embeddings in
+    every forward pass, and training updates the old, smaller grid. The number of image tokens per tile stays the same,
+    except for connectors that do not reduce it: they make one token of each patch.
 
     Args:
-        model: with whole weights, before parts are frozen, adapters are added or an optimizer is made.
-        processor: the model's; its images are cut into tiles of the new size.
-        tile_size: side of a tile in pixels; static splitting at 1344 cuts tiles of 672.
+        model: a model whose weights are not split over processes. Call this function before freezing parts, adding
+            adapters or creating an optimizer.
+        processor: processor of the model. Afterwards it makes tiles of the new size.
+        tile_size: side of a tile in pixels. Static splitting at 1344 pixels makes tiles of 672 pixels.
 
     Raises:
-        ValueError: not a multiple of the encoder's patch, tiles of fewer patches than image tokens, or a model whose weights
-            were split at load.
+        ValueError: `tile_size` is not a multiple of the encoder's patch size; a tile would have fewer patches than
+            image tokens; or the model's weights were split over processes when it was loaded.
 
     Example:
 
@@ -44,15 +50,16 @@ def set_tile_size(model: MM1ForConditionalGeneration, processor: MM1Processor, t
     patch_size = config.vision_config.patch_size
     if tile_size < patch_size or tile_size % patch_size:
         raise ValueError(
-            f"tile_size={tile_size} is not a multiple of the encoder's patch, {patch_size}: such as "
-            f"{max(round(tile_size / patch_size), 1) * patch_size}."
+            f"tile_size={tile_size} is not a multiple of the encoder's patch size, {patch_size}. Take a multiple, "
+            f"such as {max(round(tile_size / patch_size), 1) * patch_size}."
         )
     if model.is_distributed_loading_by_transformers:
         raise ValueError(
-            "The model's weights were split at load: set the tile size of a model that is whole, save it, and load that one."
+            "The model's weights were split over processes when it was loaded. Load the model without "
+            "distributed_config, set its tile size, save it, and load the saved model with distributed_config."
         )
     new_grid = tile_size // patch_size
-    # Raises where the connector cannot follow, before anything is changed.
+    # Raises an error if the connector does not support the tile size, before anything is changed.
     connector_config = connector_for(config, tile_size)
     inner, grid = model.model, vision_grid_size(config.vision_config)
     config.vision_config.image_size = tile_size
@@ -69,14 +76,15 @@ def set_tile_size(model: MM1ForConditionalGeneration, processor: MM1Processor, t
 
 def connector_for(config: MM1Config, tile_size: int) -> MM1ConnectorConfig:
     """
-    A model's connector for tiles of another size: with as many tokens where it pools, and as many as patches where not.
+    The configuration of a model's connector for tiles of another size. A connector that reduces the number of tokens
+    keeps its number of tokens per tile; other connectors make one token of each patch.
 
     Args:
-        config: the model's.
-        tile_size: side in pixels, a multiple of the encoder's patch.
+        config: configuration of the model.
+        tile_size: side of a tile in pixels, a multiple of the encoder's patch size.
 
     Raises:
-        ValueError: tiles of fewer patches than image tokens.
+        ValueError: a tile would have fewer patches than image tokens.
     """
     connector = copy.deepcopy(config.connector_config)
     connector.grid_size = None
@@ -89,7 +97,10 @@ def connector_for(config: MM1Config, tile_size: int) -> MM1ConnectorConfig:
 
 
 def _resized_tower(model: MM1ForConditionalGeneration, grid: int, new_grid: int) -> PreTrainedModel:
-    """The encoder built anew, because every family keeps its sizes in places of its own, with the old one's weights."""
+    """
+    A new encoder with the old weights. The encoder is built again because each model family stores its sizes in
+    different attributes.
+    """
     config, tower = model.config, model.model.vision_tower
     resized = build_vision_tower(config.vision_config, config.vision_feature_layer, config.vision_feature_norm)
     trained = {name: weight.requires_grad for name, weight in tower.named_parameters()}

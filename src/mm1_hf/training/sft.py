@@ -1,8 +1,7 @@
-"""Supervised fine-tuning: TRL's `SFTTrainer` with MM1's loss, packed rows and parts, and runs from a file of settings."""
+"""Supervised fine-tuning: TRL's `SFTTrainer` with MM1's loss, labels, packed rows and learning rates by part."""
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -13,25 +12,13 @@ from trl import SFTTrainer
 from mm1_hf.data.collation import MM1Collator
 from mm1_hf.data.examples import ChatEncoder
 from mm1_hf.data.packed_dataset import PackedDataset
-from mm1_hf.training.lora import LoraPreset, lora_config
-from mm1_hf.training.parts import freeze
-from mm1_hf.training.recipes import Recipe, recipe
-from mm1_hf.training.settings import (
-    RunSettings,
-    build_mixture,
-    change_recipe,
-    fit_tiles,
-    load,
-    load_model,
-    split_images,
-    train_and_save,
-)
 from mm1_hf.training.trainer import MM1Trainer
 
 
-# What TRL looks at, in place of rows that it does not know: of pictures, so that it leaves them to the collator.
+# TRL inspects this in place of the data set, whose rows it does not know. The images column makes it leave
+# tokenisation to the collator.
 _STAND_IN = {"messages": [[{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]], "images": [[]]}
-# What TRL's options may be here.
+# The values of TRL's options that MM1SFTTrainer follows.
 _FOLLOWED: dict[str, tuple[Any, ...]] = {
     "loss_type": ("nll",),
     "packing_strategy": ("bfd",),
@@ -40,106 +27,8 @@ _FOLLOWED: dict[str, tuple[Any, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class SFTSettings(RunSettings):
-    """
-    What `mm1 sft` reads from a YAML or JSON file: [`mm1_hf.training.settings.RunSettings`], and below. Of the layouts,
-    `"chat"` and `"llava_chat"` are conversations.
-
-    Args:
-        recipe:
-            the preset whose mixture and images these are, such as `"mm1.5-3b"`: the model itself does not say whether it is
-            an MM1 or an MM1.5.
-        lora: a preset of [`mm1_hf.training.lora.lora_config`], whose adapter is then what is trained and saved.
-    """
-
-    recipe: str | None = None
-    lora: LoraPreset | None = None
-
-
-def load_settings(path: str | Path) -> SFTSettings:
-    """
-    Reads a YAML or JSON file.
-
-    Args:
-        path: of entries as [`SFTSettings`] has fields.
-
-    Raises:
-        ValueError: it is neither, or has unknown, missing or wrong entries.
-        OSError: it cannot be read.
-    """
-    settings = load(SFTSettings, path)
-    if settings.lora is not None and settings.frozen:
-        raise ValueError(f"{path}: with lora={settings.lora!r} the preset says what is trained: leave out frozen.")
-    return settings
-
-
-def build_recipe(settings: SFTSettings, model: Any) -> Recipe:
-    """
-    The fine-tuning recipe with the settings' changes.
-
-    Args:
-        settings: the run's.
-        model: a model or configuration, where the settings name no preset.
-
-    Raises:
-        ValueError: a source without a weight whose name the recipe does not know, or no such preset.
-    """
-    return change_recipe(recipe(settings.recipe or model, "sft"), settings)
-
-
-def build_trainer(settings: SFTSettings) -> "MM1SFTTrainer":
-    """
-    The trainer of a run, with its model and its mixture.
-
-    Args:
-        settings: the run's.
-
-    Raises:
-        ValueError: settings that do not fit each other, the model or the data.
-    """
-    num_devices, model = load_model(settings.model, settings.arguments, settings.distributed)
-    processor = AutoProcessor.from_pretrained(settings.model)
-    stage = build_recipe(settings, model)
-    split_images(processor, stage.data)
-    fit_tiles(model, processor)
-    stage.configure(model)
-    freeze(model, settings.frozen)
-    mixture = build_mixture(settings, stage, ChatEncoder(processor, stage.data.sequence_length, stage.data.max_images))
-    return MM1SFTTrainer(
-        model=model,
-        args=stage.training_arguments(
-            settings.output_dir, num_devices=num_devices, rows_per_device=settings.rows_per_device
-        ),
-        train_dataset=mixture,
-        processing_class=processor,
-        peft_config=None if settings.lora is None else lora_config(model, settings.lora),
-        learning_rates=settings.learning_rates,
-        peak_tflops=settings.peak_tflops,
-    )
-
-
-def sft(settings: SFTSettings) -> "MM1SFTTrainer":
-    """
-    Runs a fine-tuning, or goes on with one, and saves the model, or its adapter, and its processor to `output_dir`.
-
-    Args:
-        settings: the run's.
-
-    Returns:
-        The trainer, with the trained model.
-
-    Raises:
-        ValueError: settings that do not fit each other, the model or the data, or too many unusable records.
-    """
-    trainer = build_trainer(settings)
-    print(f"{build_recipe(settings, trainer.model)}\n")
-    train_and_save(trainer, settings.output_dir)
-    return trainer
-
-
 class _OwnLossTrainer(SFTTrainer):
-    """TRL's trainer over MM1's own loss and labels, on packed rows where asked."""
+    """TRL's trainer with MM1's own loss and labels, on packed rows if `packing=True`."""
 
     def __init__(
         self,
@@ -152,18 +41,22 @@ class _OwnLossTrainer(SFTTrainer):
         **kwargs: Any,
     ):
         _require_followed(args, kwargs)
-        # It is changed below, and the caller's stays.
+        # A copy, because it is changed below.
         args = copy.copy(args)
         if processing_class is None:
             path = model if isinstance(model, str) else model.config._name_or_path
             processing_class = AutoProcessor.from_pretrained(path)
-        # Plain TrainingArguments, of a recipe's mixture, have neither.
+        # The plain TrainingArguments of a recipe have neither.
         packing, max_length = getattr(args, "packing", False), getattr(args, "max_length", None)
         if packing:
             if max_length is None:
-                raise ValueError("packing=True makes rows of max_length positions: set it, to 2048 as MM1 has it.")
+                raise ValueError(
+                    "packing=True makes rows of max_length positions, and max_length is None. Set it, for example to 2048."
+                )
             if data_collator is not None:
-                raise ValueError("Packed rows come ready: leave out data_collator, or set packing=False.")
+                raise ValueError(
+                    "packing=True makes rows that need no data_collator: leave it out, or set packing=False."
+                )
             encoder = ChatEncoder(processing_class, max_length)
             eval_packing = packing if args.eval_packing is None else args.eval_packing
             train_dataset = _packed(train_dataset, encoder, args.seed)
@@ -173,7 +66,7 @@ class _OwnLossTrainer(SFTTrainer):
         if data_collator is None:
             data_collator = _RowCollator(MM1Collator(processing_class, max_length))
             if isinstance(train_dataset, datasets.Dataset | datasets.IterableDataset):
-                # What is wrong with every record is told now, not after the model has been sharded.
+                # A mistake that all records share is found now, not after the model has been sharded.
                 data_collator([next(iter(train_dataset))])
         args.remove_unused_columns = False
         super().__init__(
@@ -188,31 +81,32 @@ class _OwnLossTrainer(SFTTrainer):
         self.train_dataset = train_dataset
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        # Past TRL's, to Trainer's: the model's own loss.
+        # Skips TRL's method and calls Trainer's, which uses the model's own loss.
         return super(SFTTrainer, self).compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
 class MM1SFTTrainer(MM1Trainer, _OwnLossTrainer):
     """
-    TRL's `SFTTrainer` for MM1: its arguments, data sets and adapters, with what it leaves out.
+    TRL's `SFTTrainer` for MM1. It takes the same arguments, data sets and adapters, and differs in this:
 
-    - Only what the assistant writes is learned, by [`MM1Collator`]. TRL's own collator learns everything but padding, the
-      image placeholders too, unless `assistant_only_loss=True` or the data set has prompts and completions.
-    - `packing=True` makes rows of `max_length` positions out of whole conversations, their images included; TRL refuses to
-      pack data with images. What the model sees of each, and its loss and gradient, are those of unpacked rows.
-    - The loss is the model's own. TRL goes round the model's forward: there is no softmax z-loss, and of the router's losses
-      only the balance, as Mixtral counts it.
-    - Parts have learning rates of their own, and what [`MM1Trainer`] logs is logged, in place of TRL's entropy and token
-      accuracy. A [`Mixture`] is trained on too.
+    - Only what the assistant writes is a target, because [`MM1Collator`] makes the labels. TRL's own collator trains on
+      everything but padding, image placeholders included, unless `assistant_only_loss=True` or the data set has prompts and
+      completions.
+    - `packing=True` packs whole conversations, with their images, into rows of `max_length` positions. TRL refuses to pack
+      data with images. Loss and gradients are the same as with one conversation per row.
+    - The loss is the model's own. TRL computes its loss outside the model's forward, without the softmax z-loss and with
+      only one of the router's losses, the load balance as Mixtral defines it.
+    - Parts can have their own learning rates, and it logs what [`MM1Trainer`] logs instead of TRL's entropy and token
+      accuracy. It can also train on a [`Mixture`].
 
-    Nothing is truncated: a conversation longer than `max_length` is refused, when it is packed or when its batch is made.
+    Nothing is truncated: a conversation longer than `max_length` is refused when it is packed or collated.
 
-    It takes the arguments of `SFTTrainer`, and the `learning_rates`, `source_names` and `peak_tflops` of [`MM1Trainer`]. A
-    data set has `messages`, or `prompt` and `completion`, with `images` or `image` where there are any; to be packed, it is
-    at hand, and not streamed.
+    It takes the arguments of `SFTTrainer`, and `learning_rates`, `source_names` and `peak_tflops` of [`MM1Trainer`]. A
+    record of the data set has `messages`, or `prompt` and `completion`, and its images in `images` or `image`. A data set
+    that is packed must be loaded, not streamed.
 
     Raises:
-        ValueError: as [`MM1Trainer`] and TRL do; records that cannot be trained on; packing a stream, without
+        ValueError: what [`MM1Trainer`] and TRL refuse; records that cannot be trained on; packing of a stream, without
             `max_length`, or with a collator; a chat template that does not mark what the assistant writes; options of TRL's
             own loss, labels or rows, such as `loss_type="dft"`.
 
@@ -232,7 +126,7 @@ class MM1SFTTrainer(MM1Trainer, _OwnLossTrainer):
 def _require_followed(args: Any, kwargs: dict[str, Any]) -> None:
     """
     Raises:
-        ValueError: an option of TRL's, for its own loss, labels or rows, that would do nothing here.
+        ValueError: an option of TRL's loss, labels or rows that would have no effect here.
     """
     given = {name: getattr(args, name, allowed[0]) for name, allowed in _FOLLOWED.items()}
     given["formatting_func"] = kwargs.get("formatting_func")
@@ -240,8 +134,8 @@ def _require_followed(args: Any, kwargs: dict[str, Any]) -> None:
     if ignored:
         names = ", ".join(f"{name}={value!r}" for name, value in ignored.items())
         raise ValueError(
-            f"MM1SFTTrainer has MM1's own loss, labels and rows, which {names} would not change: leave this out, or take "
-            "TRL's SFTTrainer."
+            f"MM1SFTTrainer uses MM1's own loss, labels and rows, on which {names} would have no effect. Leave this out, or "
+            "use TRL's SFTTrainer."
         )
 
 
@@ -252,16 +146,16 @@ def _packed(dataset: Any, encoder: ChatEncoder, seed: int) -> Any:
         return PackedDataset(dataset, encoder, seed=seed)
     if isinstance(dataset, datasets.IterableDataset):
         raise ValueError(
-            "packing=True packs a data set that is at hand; this one is a stream. Load it without streaming, or train on a "
-            "mm1_hf.data.mixture.Mixture, which packs streams."
+            "packing=True packs a data set once, before training, but this one is a stream. Load it without streaming, or "
+            "train on a mm1_hf.data.mixture.Mixture, which packs streams."
         )
-    # None, or a mixture, which is packed already.
+    # None, or a mixture, whose rows are packed already.
     return dataset
 
 
 @dataclass
 class _RowCollator:
-    """Stacks packed rows, and leaves conversations to MM1's collator."""
+    """Stacks packed rows, and passes conversations on to MM1's collator."""
 
     collator: MM1Collator
 

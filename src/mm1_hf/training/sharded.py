@@ -1,4 +1,10 @@
-"""Checkpoints of models whose weights were split at load: every process writes and reads the parts that it has."""
+"""
+Checkpoints of models whose weights were split over processes when they were loaded: every process writes and reads its own
+shards.
+
+Trainer refuses to checkpoint such a model and has no public hooks for it. tests/test_private_api.py lists the private ones
+that are overridden here, and the version in which they were read.
+"""
 
 import os
 import shutil
@@ -13,25 +19,25 @@ from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
-# Of a checkpoint, what torch.distributed.checkpoint wrote of the optimizer.
+# The folder of a checkpoint to which torch.distributed.checkpoint writes the optimizer's state.
 _OPTIMIZER = "optimizer"
 
 
 class SplitWeightsTrainer(Trainer):
     """
-    `Trainer` that also saves and resumes a model of `from_pretrained(..., distributed_config=...)`, whose training it
-    refuses to checkpoint. Other models are saved as Trainer saves them.
+    `Trainer` that also saves and resumes a model loaded by `from_pretrained(..., distributed_config=...)`. Any other model
+    is saved as Trainer saves it.
 
-    To a checkpoint each process writes its parts of weights and optimizer, without gathering them; `from_pretrained` reads
-    it too. What [`~Trainer.save_model`] writes holds whole weights.
+    In a checkpoint, each process writes its shards of the weights and of the optimizer's state, without gathering them.
+    `from_pretrained` can load such a checkpoint. [`~Trainer.save_model`] writes whole weights.
 
     Args:
         model: a model, split at load or not.
-        args: Trainer's.
-        others, settings: what else Trainer takes.
+        args: `TrainingArguments`.
+        others, settings: further arguments of Trainer.
 
     Raises:
-        ValueError: when resuming: the checkpoint is one of whole weights.
+        ValueError: when resuming split weights from a checkpoint of whole weights.
     """
 
     def __init__(self, model: Any = None, args: Any = None, *others: Any, **settings: Any):
@@ -39,7 +45,7 @@ class SplitWeightsTrainer(Trainer):
         if not split:
             super().__init__(model, args, *others, **settings)
             return
-        # What Trainer lets pass: weights alone.
+        # Trainer only accepts such a model if its checkpoints hold nothing but weights: say so while it looks.
         save_only_model, args.save_only_model = args.save_only_model, True
         super().__init__(model, args, *others, **settings)
         args.save_only_model = self.args.save_only_model = save_only_model
@@ -51,7 +57,7 @@ class SplitWeightsTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
             return
         if self.args.should_save:
-            # Left by a run that was stopped while it saved, maybe on more processes: its parts are none of these.
+            # A run that was stopped while it saved, maybe on more processes, left shards that do not belong to this one.
             shutil.rmtree(output_dir, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         model.save_pretrained(output_dir, is_main_process=self.args.should_save, distributed_checkpoint=True)
@@ -70,7 +76,7 @@ class SplitWeightsTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # The main process ends the checkpoint with Trainer's own state, which says that it is complete.
+        # After this, the main process writes Trainer's own state, which marks the checkpoint as complete.
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -80,8 +86,8 @@ class SplitWeightsTrainer(Trainer):
             return
         if not shards.is_sharded_checkpoint(resume_from_checkpoint):
             raise ValueError(
-                f"{resume_from_checkpoint} was written by a run whose weights were not split over processes: go on without "
-                "splitting them, or start a new run from its weights."
+                f"{resume_from_checkpoint} was written by a run whose weights were not split over processes. Resume it "
+                "without splitting them, or start a new run from its weights."
             )
         shards._load_model_checkpoint_distributed(split, resume_from_checkpoint)
 
@@ -102,10 +108,10 @@ class SplitWeightsTrainer(Trainer):
         scheduler.load_state_dict(torch.load(os.path.join(checkpoint, SCHEDULER_NAME), weights_only=True))
 
     def _split_model(self) -> PreTrainedModel | None:
-        """The model where its weights were split; adapters on such a one are whole, and Trainer's own."""
+        """The model if its weights are split, else `None`. An adapter on split weights is whole; Trainer saves it itself."""
         split = self.is_distributed_loading_by_transformers and isinstance(self.model, PreTrainedModel)
         return self.model if split else None
 
     def _torch_optimizer(self) -> torch.optim.Optimizer:
-        """Without what accelerate puts around it."""
+        """The optimizer without accelerate's wrapper."""
         return cast(AcceleratedOptimizer, self.optimizer).optimizer

@@ -1,4 +1,6 @@
-"""Trainer over a mixture: each rank reads its own part of the stream, and every checkpoint holds the stream's place."""
+"""
+Trainer for mixtures: each rank reads its own part of the stream, and every checkpoint stores the stream's position.
+"""
 
 import json
 import os
@@ -18,22 +20,24 @@ from mm1_hf.training.sharded import SplitWeightsTrainer
 
 class MixtureTrainer(SplitWeightsTrainer):
     """
-    `Trainer` that also trains on a [`Mixture`]. Other data sets are read as Trainer reads them.
+    `Trainer` that can also train on a [`Mixture`]. It reads other data sets as Trainer does.
 
-    A checkpoint holds the stream's place after the last batch that was trained on, not after those read ahead, and
-    resuming goes on from there: no example is lost and none is repeated. Beside the loss, the sources' observed shares and
-    the number of records left out are logged, both of this rank.
+    A checkpoint stores the stream's position after the last batch that was trained on, not after the prefetched
+    batches. A resumed run reads on from this position, so that no example is lost or repeated. Beside the loss, the
+    trainer logs the observed share of each source (`share/NAME`) and the number of its dropped records
+    (`dropped/NAME`), both counted on this rank only.
 
     Raises:
-        ValueError: a mixture without `ignore_data_skip`: Trainer would skip once more what the stream has behind it.
+        ValueError: a mixture without `ignore_data_skip`: Trainer would skip the batches again, although the stream has
+            already been resumed after them. When resuming: the checkpoint does not store a position of the stream.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if isinstance(self.train_dataset, Mixture) and not self.args.ignore_data_skip:
             raise ValueError(
-                "A mixture finds its place by itself when training is resumed: set ignore_data_skip=True in the "
-                "TrainingArguments, as the recipes do, or Trainer skips as many batches once more."
+                "A mixture restores its own position when training is resumed. Set ignore_data_skip=True in the "
+                "TrainingArguments, as the recipes do; otherwise Trainer skips the same number of batches again."
             )
 
     def get_train_dataloader(self) -> DataLoader:
@@ -44,14 +48,15 @@ class MixtureTrainer(SplitWeightsTrainer):
         workers = self.args.dataloader_num_workers
         loader = DataLoader(
             mixture,
-            # It yields batches, not rows.
+            # The mixture yields whole batches, not rows.
             batch_size=None,
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory and torch.accelerator.is_available(),
             prefetch_factor=self.args.dataloader_prefetch_factor,
             multiprocessing_context=self.args.dataloader_multiprocessing_context,
         )
-        # As for a single process: accelerate would deal the batches out among the ranks once more.
+        # Prepared as for a single process: otherwise accelerate would distribute the batches of this rank over all
+        # ranks.
         return prepare_data_loader(
             loader,
             device=self.accelerator.device,
@@ -72,14 +77,15 @@ class MixtureTrainer(SplitWeightsTrainer):
         if isinstance(mixture, Mixture) and "loss" in logs:
             logs |= {f"share/{name}": round(share, 4) for name, share in mixture.shares().items()}
             report = mixture.drops().report()
-            logs |= {f"left_out/{name}": sum(report[name]["dropped"].values()) for name in report}
+            logs |= {f"dropped/{name}": sum(report[name]["dropped"].values()) for name in report}
         super().log(logs, start_time)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         if isinstance(self.train_dataset, Mixture):
             self._stream_file(output_dir).write_text(json.dumps(self.train_dataset.state_dict()), encoding="utf-8")
-            # The main process ends the checkpoint with Trainer's own state, which says that it is complete.
+            # The main process next writes Trainer's own state, which marks the checkpoint as complete. Before that all
+            # ranks must have written their files.
             self.accelerator.wait_for_everyone()
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -89,8 +95,9 @@ class MixtureTrainer(SplitWeightsTrainer):
         file = self._stream_file(checkpoint)
         if not file.exists():
             raise ValueError(
-                f"{checkpoint} holds no place in the data stream ({file.name}). It was written by another Trainer or with "
-                "save_only_model=True, or with fewer ranks: start a new run from its weights."
+                f"{checkpoint} does not store this rank's position in the data stream (the file {file.name}). It was "
+                "written by another trainer, with save_only_model=True or with fewer ranks. Start a new run from "
+                "its weights."
             )
         self.train_dataset.load_state_dict(json.loads(file.read_text(encoding="utf-8")))
 
@@ -100,14 +107,15 @@ class MixtureTrainer(SplitWeightsTrainer):
 
 def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """
-    The newest checkpoint of a run that was written to its end, to resume from. Trainer writes its own state last; a run
-    that was killed, or ran out of disk space, may have left a newer one without it.
+    The newest complete checkpoint of a run, to resume from. A run that was killed, or that ran out of disk space, may
+    have left a newer, incomplete checkpoint. Trainer writes its own state last, so a checkpoint without this state is
+    incomplete.
 
     Args:
-        output_dir: the run's.
+        output_dir: output folder of the run.
 
     Returns:
-        The checkpoint's folder, or `None` where there is none.
+        The checkpoint's folder, or `None` if the run has no complete checkpoint.
     """
     found = [
         folder

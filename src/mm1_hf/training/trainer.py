@@ -1,4 +1,4 @@
-"""transformers' `Trainer` with what MM1's training needs beside it, added through its own hooks."""
+"""transformers' `Trainer` with the additions that MM1's training needs, made by overriding Trainer's own methods."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -20,28 +20,33 @@ from mm1_hf.training.streams import MixtureTrainer
 
 class MM1Trainer(BalancedTrainer, MixtureTrainer):
     """
-    [`MixtureTrainer`] and [`BalancedTrainer`] whose optimizer has a learning rate for each part, and which logs how training
-    goes.
+    A [`MixtureTrainer`] and [`BalancedTrainer`] that can use a different learning rate for each part, and that logs
+    more values.
 
-    With every training loss it logs, over all ranks and since the last time: `tokens_per_second`, padding left out;
-    `images_per_second`, or `tiles_per_second` where the processor splits images; `mfu` where the peak is given; and what
-    [`mm1_hf.training.metrics.period_logs`] lists. Time spent on evaluation and checkpoints does not count.
+    With every training loss it logs the following values, over all ranks and since the last log: `tokens_per_second`,
+    without padding; `images_per_second`, or `tiles_per_second` if the processor splits images; `mfu` if `peak_tflops`
+    is given; and the values of [`mm1_hf.training.metrics.period_logs`]. Time spent on evaluation and checkpoints does
+    not count.
 
-    On a CPU, where packed rows cost the square of their length under `"sdpa"`, a decoder with it gets
-    [`mm1_hf.model.segment_attention`], which computes the same.
+    On a CPU, the `"sdpa"` attention over a packed row costs the square of the row's length. There, a decoder with
+    `"sdpa"` that also supports flash attention is switched to [`mm1_hf.model.segment_attention`], which gives the same
+    results.
 
     Args:
-        args, kwargs: those of `Trainer`, and `example_sizes` and `max_tiles` of [`BalancedTrainer`].
-        learning_rates: of the parts that differ from the arguments' `learning_rate`.
+        args, kwargs: arguments of `Trainer`, and `example_sizes` and `max_tiles` of [`BalancedTrainer`].
+        learning_rates: learning rates of the parts that differ from the arguments' `learning_rate`, by name of the
+            part.
         source_names:
-            the sources of a batch's `sources`, `(batch,)`, in the order of their numbers; -1 there stands for none of
-            them. With names the cross-entropy of each source is logged, from the same forward pass. Unset, a mixture's.
+            names of the data sources. The entry `sources` of a batch, `(batch,)`, holds the index of each row's source
+            in this list, or -1 for an unknown source. If there are names, the cross-entropy of each source is logged;
+            it comes from the same forward pass as the loss. Unset, the names are those of the mixture.
         peak_tflops:
-            of one device, dense, in the type that is trained in: 989 for an H100 in bfloat16. With it the share that is
-            reached is logged, counted as [`mm1_hf.accounting.flops`] says, without what checkpointing computes again.
+            peak of one device in TFLOP/s, for dense matrices in the dtype of training: 989 for an H100 in bfloat16. If
+            it is given, the share of the peak that training reaches is logged. Operations are counted as in
+            [`mm1_hf.accounting.flops`], without those that gradient checkpointing repeats.
 
     Raises:
-        ValueError: a peak that is not positive, or names of sources together with a loss that is not the model's own.
+        ValueError: `peak_tflops` is not positive, or there are source names, but the loss is not the model's own.
 
     Example:
 
@@ -68,7 +73,9 @@ class MM1Trainer(BalancedTrainer, MixtureTrainer):
         **kwargs: Any,
     ):
         if peak_tflops is not None and peak_tflops <= 0:
-            raise ValueError(f"peak_tflops is what one device can do in a second, such as 989; got {peak_tflops}.")
+            raise ValueError(
+                f"peak_tflops is the peak of one device in TFLOP/s, a positive number such as 989; got {peak_tflops}."
+            )
         self.learning_rates = learning_rates
         self.peak_tflops = peak_tflops
         super().__init__(*args, **kwargs)
@@ -78,11 +85,12 @@ class MM1Trainer(BalancedTrainer, MixtureTrainer):
         own_loss = self.label_smoother is None and self.compute_loss_func is None
         if self.source_names and not (own_loss and self._mm1().loss_function is ForCausalLMLoss):
             raise ValueError(
-                "The loss of each source is read off the model's own loss, which label_smoothing_factor, "
-                "compute_loss_func or another loss_function replace: leave these out, or give source_names=()."
+                "The loss of each source is computed inside the model's own loss function, but "
+                "label_smoothing_factor, compute_loss_func or another loss_function of the model replaces that "
+                "function. Leave these settings out, or give source_names=() to log no loss by source."
             )
         decoder = self._mm1().model.language_model
-        # What can run flash attention reads segments from the same arguments.
+        # Only decoders that support flash attention pass segment boundaries on to their attention.
         if (
             self.args.device.type == "cpu"
             and decoder.config._attn_implementation == "sdpa"
@@ -97,7 +105,8 @@ class MM1Trainer(BalancedTrainer, MixtureTrainer):
 
     def get_optimizer_cls_and_kwargs(self, args, model=None):
         optimizer, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        # Trainer takes groups from here in place of its own; only now is the model sharded.
+        # Trainer uses these "params" in place of its own groups. They cannot be made earlier, because the model is
+        # sharded only now.
         trained = cast(nn.Module, self.model if model is None else model)
         groups = parameter_groups(trained, args.learning_rate, args.weight_decay, self.learning_rates)
         return optimizer, {**kwargs, "params": groups}
@@ -127,7 +136,7 @@ class MM1Trainer(BalancedTrainer, MixtureTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._period is not None:
-            # Trainer has just waited for the device, to read the loss.
+            # Trainer has just read the loss, so the device has finished its work and the measured time is complete.
             self._clock.lap()
             logs |= self._period_logs(self._period)
             self._period, self._clock.seconds = None, 0.0
@@ -149,10 +158,11 @@ class MM1Trainer(BalancedTrainer, MixtureTrainer):
         return logs | period_logs(totals, self.source_names)
 
     def _sum_over_ranks(self, sums: torch.Tensor) -> torch.Tensor:
-        # The ranks of a tensor-parallel group have the same rows.
+        # The ranks of a tensor-parallel group read the same rows, so the sum counts each row once for every rank of a
+        # group.
         return self.accelerator.reduce(sums, "sum") / self.get_tp_size()
 
     def _mm1(self) -> MM1ForConditionalGeneration:
-        """The model itself, without what PEFT or sharding put around it."""
+        """The MM1 itself, without the wrappers of PEFT or sharding."""
         modules = cast(nn.Module, self.model).modules()
         return next(module for module in modules if isinstance(module, MM1ForConditionalGeneration))

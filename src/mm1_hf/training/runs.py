@@ -1,0 +1,190 @@
+"""Runs of `mm1 pretrain` and `mm1 sft`: from settings to a trainer, trained, resumed and saved."""
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any, cast
+
+from accelerate import PartialState
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.image_utils import SizeDict
+from transformers.utils import logging
+
+from mm1_hf.data.examples import ChatEncoder, ExampleEncoder
+from mm1_hf.data.mixture import Mixture, Source
+from mm1_hf.data.readers import read
+from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
+from mm1_hf.model.processing_mm1 import MM1Processor
+from mm1_hf.training.lora import lora_config
+from mm1_hf.training.parallel import distributed_config
+from mm1_hf.training.parts import freeze
+from mm1_hf.training.recipes import DataSettings, Recipe
+from mm1_hf.training.resolution import set_tile_size
+from mm1_hf.training.settings import RunSettings, SFTSettings, build_recipe
+from mm1_hf.training.streams import last_complete_checkpoint
+from mm1_hf.training.trainer import MM1Trainer
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    A run that is ready to be trained.
+
+    Args:
+        recipe: the recipe that the settings resolved to.
+        trainer: the trainer, with its model and its mixture.
+    """
+
+    recipe: Recipe
+    trainer: MM1Trainer
+
+
+def build_run(settings: RunSettings) -> Run:
+    """
+    Loads the model of a run, opens its mixture and builds its trainer.
+
+    Args:
+        settings: a [`PretrainingSettings`] or [`SFTSettings`].
+
+    Raises:
+        ValueError: settings that do not fit each other, the model or the data; TRL is needed and not installed.
+    """
+    if isinstance(settings, SFTSettings) and importlib.util.find_spec("trl") is None:
+        raise ValueError("Fine-tuning uses TRL, which is not installed: pip install 'mm1_hf[sft]'")
+    num_devices, model = _load_model(settings)
+    processor = AutoProcessor.from_pretrained(settings.model)
+    stage = build_recipe(settings, model)
+    split_images(processor, stage.data)
+    fit_tiles(model, processor)
+    stage.configure(model)
+    freeze(model, settings.frozen)
+    options: dict[str, Any] = {
+        "model": model,
+        "args": stage.training_arguments(
+            settings.output_dir, num_devices=num_devices, rows_per_device=settings.rows_per_device
+        ),
+        "train_dataset": build_mixture(settings, stage, processor),
+        "processing_class": processor,
+        "learning_rates": settings.learning_rates,
+        "peak_tflops": settings.peak_tflops,
+    }
+    if not isinstance(settings, SFTSettings):
+        return Run(stage, MM1Trainer(**options))
+    # Only fine-tuning needs TRL.
+    from mm1_hf.training.sft import MM1SFTTrainer
+
+    adapter = None if settings.lora is None else lora_config(model, settings.lora)
+    return Run(stage, MM1SFTTrainer(**options, peft_config=adapter))
+
+
+def train(settings: RunSettings) -> MM1Trainer:
+    """
+    Trains a run, or resumes it from its last complete checkpoint, and saves the model or its adapter, with the processor,
+    to `output_dir`. Prints the recipe before, and how many records of each source were dropped after.
+
+    Args:
+        settings: a [`PretrainingSettings`] or [`SFTSettings`].
+
+    Returns:
+        The trainer, with the trained model.
+
+    Raises:
+        ValueError: settings that do not fit each other, the model or the data, or too many unusable records.
+    """
+    run = build_run(settings)
+    print(f"{run.recipe}\n")
+    checkpoint = last_complete_checkpoint(settings.output_dir)
+    if checkpoint is not None:
+        logger.warning(f"Resuming from {checkpoint}.")
+    run.trainer.train(resume_from_checkpoint=checkpoint)
+    run.trainer.save_model(settings.output_dir)
+    for source, counts in cast(Mixture, run.trainer.train_dataset).drops().report().items():
+        if counts["dropped"]:
+            print(f"{source}: dropped of {counts['seen']} records: {counts['dropped']}")
+    return run.trainer
+
+
+def _load_model(settings: RunSettings) -> tuple[int, Any]:
+    """The number of ranks that read rows of their own, and the model in float32, split where the settings say so."""
+    # Counted as TrainingArguments will count them: it does not exist yet.
+    num_devices = PartialState(cpu=bool(settings.arguments.get("use_cpu"))).num_processes
+    split = {}
+    if settings.distributed:
+        config = distributed_config(AutoConfig.from_pretrained(settings.model), num_devices, **settings.distributed)
+        num_devices, split = config.dp_size, {"distributed_config": config}
+    return num_devices, AutoModelForImageTextToText.from_pretrained(settings.model, dtype="float32", **split)
+
+
+def split_images(processor: MM1Processor, data: DataSettings) -> None:
+    """
+    Sets how a processor cuts images into tiles to what a recipe says. Static splitting cuts `resolution` into a grid of
+    tiles; otherwise `resolution` is the side of a tile.
+
+    Args:
+        processor: the model's processor, which is changed.
+        data: data settings of the recipe.
+
+    Raises:
+        ValueError: the resolution is not a whole number of tiles.
+    """
+    images = processor.image_processor
+    grid = images.static_grid if data.image_splitting == "static" else 1
+    if data.resolution % grid:
+        raise ValueError(
+            f"A resolution of {data.resolution} pixels does not divide into {grid} x {grid} tiles: give a multiple of "
+            f"{grid}."
+        )
+    side = data.resolution // grid
+    images.size = SizeDict(height=side, width=side)
+    images.image_splitting = data.image_splitting
+
+
+def fit_tiles(model: MM1ForConditionalGeneration, processor: MM1Processor) -> None:
+    """
+    Interpolates a model's position embeddings for the processor's tile size, if they are for another size.
+
+    Args:
+        model: with whole weights, before parts are frozen or adapters are added.
+        processor: as [`split_images`] left it.
+
+    Raises:
+        ValueError: see [`mm1_hf.training.resolution.set_tile_size`].
+    """
+    side = processor.image_processor.size["height"]
+    if side != model.config.vision_config.image_size:
+        set_tile_size(model, processor, side)
+
+
+def build_mixture(settings: RunSettings, stage: Recipe, processor: MM1Processor) -> Mixture:
+    """
+    The stream of packed rows of a run.
+
+    Args:
+        settings: settings of the run.
+        stage: recipe of the run.
+        processor: the model's processor, as [`split_images`] left it.
+
+    Raises:
+        ValueError: sources that cannot be read, or weights that are not positive.
+    """
+    encoder = ChatEncoder if isinstance(settings, SFTSettings) else ExampleEncoder
+    sources = [
+        Source(
+            name,
+            read(source.path, source.layout, split=source.split, streaming=source.streaming),
+            source.layout,
+            stage.data.mixture[name],
+        )
+        for name, source in settings.sources.items()
+    ]
+    return Mixture(
+        sources,
+        encoder(processor, stage.data.sequence_length, stage.data.max_images),
+        unit=stage.data.unit,
+        seed=settings.seed,
+        lanes=settings.lanes,
+        window=settings.window,
+        max_dropped_share=settings.max_dropped_share,
+    )
