@@ -6,10 +6,8 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers import AutoModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -21,6 +19,7 @@ from transformers.utils.generic import accepts_precomputed_kwargs, merge_with_co
 from .adapters import AdapterLoadingMixin
 from .configuration_mm1 import MM1Config, MM1TextConfig, vision_sizes
 from .connectors import AttentionPooling, CAbstractor, ResidualNorm, build_connector
+from .foreign_decoders import balance_coefficient, build_decoder, num_experts, require_packed_path
 from .losses import live_targets
 from .modeling_mm1_text import (
     MM1CausalLMOutput,
@@ -560,85 +559,9 @@ def begins_rows(past_key_values: Cache | None) -> bool:
     return bool(length == 0)
 
 
-def build_decoder(config: PreTrainedConfig) -> PreTrainedModel:
-    """Builds the decoder: `mm1_text` from its class in this package, which also loads from the Hub without the
-    package; any other decoder by its model type."""
-    # CODEPATH: the presets and every other MM1 with an mm1_text decoder; the last line builds other decoders.
-    if config.model_type == MM1TextConfig.model_type:
-        return MM1TextModel._from_config(config)
-    return AutoModel.from_config(config)
-
-
 def needs_gradient(module: nn.Module) -> bool:
     """Whether any weight of `module` is trained."""
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def balance_coefficient(text_config: PreTrainedConfig) -> float | None:
-    """Weight of a decoder's load-balancing loss, None if it has none. JetMoE calls the field `aux_loss_coef`."""
-    return getattr(text_config, "router_aux_loss_coef", getattr(text_config, "aux_loss_coef", None))
-
-
-def num_experts(text_config: PreTrainedConfig) -> int:
-    """Number of experts in a sparse layer; 0 for a dense decoder and for one without a load-balancing loss."""
-    if balance_coefficient(text_config) is None:
-        return 0
-    return getattr(text_config, "num_experts", None) or getattr(text_config, "num_local_experts", None) or 0
-
-
-def require_packed_path(decoder: PreTrainedModel, inputs_embeds: torch.Tensor) -> None:
-    """
-    Refuses a decoder that cannot keep the segments of a packed row apart.
-
-    Raises:
-        ValueError: in this decoder the segments of a packed row would see each other.
-    """
-    layer_types = set(getattr(decoder.config, "layer_types", None) or ())
-    recurrent = layer_types - {"full_attention", "sliding_attention", "chunked_attention"}
-    if recurrent or decoder._is_stateful:
-        reason = f"has layers that carry a state along the row{f' ({sorted(recurrent)})' if recurrent else ''}"
-    elif not keeps_examples_apart(decoder, inputs_embeds):
-        reason = "has an attention mask that does not follow restarting positions"
-    else:
-        return
-    raise ValueError(
-        f"{type(decoder).__name__} ({decoder.config.model_type}) {reason}, so it cannot keep the segments of a packed "
-        "row apart. Train it on one example per row."
-    )
-
-
-@torch.no_grad()
-def keeps_examples_apart(decoder: PreTrainedModel, inputs_embeds: torch.Tensor) -> bool:
-    """
-    Tests whether a decoder keeps the examples of a packed row apart, and remembers the result for each attention
-    implementation. It runs two packed rows that differ only in their first example: the outputs for the second example
-    must be equal. Some decoders (OPT, BLOOM, Falcon, gpt-oss) do not use the positions in their mask, so that examples
-    see each other without any error.
-
-    Args:
-        decoder: the decoder to test.
-        inputs_embeds: `(batch, sequence, hidden)`. Only its width, dtype and device are used, not its values.
-    """
-    implementation = decoder.config._attn_implementation
-    known = decoder.__dict__.setdefault("_mm1_keeps_examples_apart", {})
-    if implementation not in known:
-        noise = torch.randn(2, 1, inputs_embeds.shape[-1], generator=torch.Generator().manual_seed(0))
-        rows = torch.cat([noise, noise[:1].expand(2, -1, -1)], dim=1).to(inputs_embeds)
-        segments = torch.tensor([[1, 2], [1, 2]], device=rows.device)
-        # Dropout would make the outputs differ too.
-        training = [module for module in decoder.modules() if module.training]
-        decoder.eval()
-        outputs = decoder(
-            inputs_embeds=rows,
-            position_ids=segment_positions(segments),
-            use_cache=False,
-            **boundary_kwargs(segments, implementation),
-        )
-        for module in training:
-            module.training = True
-        first, second = outputs.last_hidden_state[:, 1].float()
-        known[implementation] = torch.allclose(first, second, rtol=0, atol=1e-3 * float(first.abs().max()))
-    return known[implementation]
 
 
 __all__ = ["MM1ForConditionalGeneration", "MM1Model", "MM1PreTrainedModel"]

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from mm1_hf.accounting.flops import Flops, flops_formula
 from mm1_hf.model.configuration_mm1 import MM1Config, MM1TextConfig
+from mm1_hf.model.foreign_decoders import num_experts
 from mm1_hf.model.losses import router_losses
-from mm1_hf.model.modeling_mm1 import num_experts
 from mm1_hf.model.modeling_mm1_text import choices_within_capacity
 from mm1_hf.model.segments import mask_padding, segment_positions, segments_from_positions
 

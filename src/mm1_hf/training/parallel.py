@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from transformers.distributed import DistributedConfig
 
 from mm1_hf.model.configuration_mm1 import MM1Config
-from mm1_hf.model.modeling_mm1 import num_experts
+from mm1_hf.model.foreign_decoders import num_experts
 
 
 _SIZES = ("dp_replicate_size", "fsdp_size", "tp_size", "ep_size")

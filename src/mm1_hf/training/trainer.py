@@ -10,7 +10,8 @@ from transformers import Trainer
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from mm1_hf.data.mixture import SOURCES_KEY
-from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration, num_experts
+from mm1_hf.model.foreign_decoders import num_experts
+from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
 from mm1_hf.model.segment_attention import SEGMENT_SDPA
 from mm1_hf.training.balancing import BalancedTrainer
 from mm1_hf.training.metrics import PeriodSums, StepClock, TargetLosses, period_flops, period_logs
