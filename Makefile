@@ -4,7 +4,7 @@ READY := .venv/.ready
 SUITES := .test-suites
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup quickstart test test-all lint format docs clean
+.PHONY: help setup quickstart test test-all test-versions lint format docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -42,6 +42,9 @@ $(SUITES)/.ready: $(READY) tests/common/fetch_suites.py
 	$(BIN)/python tests/common/fetch_suites.py $(SUITES)
 	@touch $@
 
+test-versions: $(READY)  ## Run the package on every release of transformers that it supports, and save here, load there
+	$(BIN)/python tests/versions/run.py $(ROWS)
+
 lint: $(READY)  ## Check style, transformers' structural rules and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,4 +59,4 @@ docs: $(READY)  ## Write the generated pages of docs/
 	$(BIN)/python -m mm1_hf.accounting.presets_page > docs/presets.md
 
 clean:  ## Remove what make created
-	rm -rf .venv $(SUITES) quickstart-mm1
+	rm -rf .venv .versions $(SUITES) quickstart-mm1

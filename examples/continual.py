@@ -25,7 +25,7 @@ import mm1_hf  # noqa: F401 - registers MM1 with the Auto classes
 from mm1_hf.data.examples import ExampleEncoder
 from mm1_hf.data.mixture import Mixture, Source
 from mm1_hf.evaluation.held_out import held_out_loss
-from mm1_hf.quickstart.training import faster_dtype
+from mm1_hf.training.machine import this_machine
 from mm1_hf.training.parts import freeze
 from mm1_hf.training.recipes import recipe
 from mm1_hf.training.runs import split_images
@@ -81,9 +81,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=torch.float32).to(device)
+    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=torch.float32).to(this_machine().device)
     processor = AutoProcessor.from_pretrained(options.model)
     stage = recipe(model, "continual")
     side = 2 * model.config.vision_config.image_size
@@ -100,8 +99,6 @@ def main() -> None:
         max_steps=options.steps,
         # The recipe's 1e-5 is meant for 30,000 steps; fewer steps need a higher rate.
         learning_rate=2e-4,
-        bf16=faster_dtype(device) is torch.bfloat16,
-        use_cpu=device.type == "cpu",
         logging_steps=min(10, options.steps),
         save_steps=100,
         save_total_limit=1,

@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import DPOConfig, DPOTrainer
 
 from mm1_hf.training.lora import lora_config
+from mm1_hf.training.machine import this_machine
 
 
 def preferences(number: int, seed: int) -> Dataset:
@@ -54,7 +55,7 @@ def main() -> None:
             learning_rate=options.learning_rate,
             # A maximum length could cut a prompt between the placeholders of an image.
             max_length=None,
-            bf16=torch.cuda.is_available(),
+            **this_machine().arguments,
             logging_steps=min(10, options.steps),
             save_strategy="no",
             report_to="none",

@@ -9,10 +9,10 @@ model.
 
 import argparse
 
-import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import mm1_hf  # noqa: F401 - registers MM1 with the Auto classes
+from mm1_hf.training.machine import this_machine
 
 
 def main() -> None:
@@ -27,8 +27,7 @@ def main() -> None:
     parser.add_argument("question")
     options = parser.parse_args()
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype="auto").to(device).eval()
+    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype="auto").to(this_machine().device).eval()
     processor = AutoProcessor.from_pretrained(options.model)
     content = [{"type": "image", "image": image} for image in options.image]
     chat = [{"role": "user", "content": [*content, {"type": "text", "text": options.question}]}]

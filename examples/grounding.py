@@ -30,8 +30,9 @@ from mm1_hf.grounding.drawing import draw_regions
 from mm1_hf.grounding.regions import Box, iou, recall
 from mm1_hf.grounding.text import RegionFormat
 from mm1_hf.quickstart.embedded_parts import load_vision_encoder
-from mm1_hf.quickstart.training import centre_features, encode_pictures, faster_dtype, train
+from mm1_hf.quickstart.training import centre_features, encode_pictures, train
 from mm1_hf.training.lora import lora_config
+from mm1_hf.training.machine import this_machine
 from mm1_hf.training.parts import freeze
 
 
@@ -239,7 +240,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = time.perf_counter()
 
     draw = random.Random(options.seed)
@@ -255,7 +255,7 @@ def main() -> None:
         # The pictures are smaller than a tile.
         processor.image_processor.image_splitting = "none"
         learning_rate = 5e-4
-    model = model.to(device)
+    model = model.to(this_machine().device)
     features = encode_pictures(model, processor, pictures)
     if options.model is None:
         centre_features(model.model.connector, features)
@@ -264,8 +264,8 @@ def main() -> None:
         trained = model
     else:
         trained = get_peft_model(model, lora_config(model, "decoder+connector", r=32))
-    folder, dtype = str(options.output / "training"), faster_dtype(device)
-    losses = train(trained, processor, features, batches, folder, options.seed, dtype, learning_rate)
+    folder = str(options.output / "training")
+    losses = train(trained, processor, features, batches, folder, options.seed, learning_rate)
     seconds = time.perf_counter() - start
 
     if options.model is not None:

@@ -21,8 +21,8 @@ import mm1_hf  # noqa: F401 - registers MM1 with the Auto classes
 from mm1_hf.data.collation import MM1Collator
 from mm1_hf.evaluation.held_out import held_out_loss
 from mm1_hf.quickstart.easy_vqa import Picture, load_split
-from mm1_hf.quickstart.training import faster_dtype
 from mm1_hf.training.lora import lora_config
+from mm1_hf.training.machine import this_machine
 from mm1_hf.training.sft import MM1SFTTrainer
 
 
@@ -60,9 +60,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=torch.float32).to(device)
+    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=torch.float32).to(this_machine().device)
     processor = AutoProcessor.from_pretrained(options.model)
     held_out = descriptions(load_split("test")[:64])
     collator = MM1Collator(processor)
@@ -79,8 +78,7 @@ def main() -> None:
             max_steps=options.steps,
             learning_rate=5e-4,
             lr_scheduler_type="cosine",
-            bf16=faster_dtype(device) is torch.bfloat16,
-            use_cpu=device.type == "cpu",
+            **this_machine().arguments,
             gradient_checkpointing=False,
             logging_steps=min(10, options.steps),
             save_strategy="no",

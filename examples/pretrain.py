@@ -25,7 +25,7 @@ from mm1_hf.evaluation.held_out import held_out_loss
 from mm1_hf.evaluation.image_gain import image_gain
 from mm1_hf.model.vision import encode
 from mm1_hf.quickstart.embedded_parts import load_decoder, load_vision_encoder
-from mm1_hf.quickstart.training import faster_dtype
+from mm1_hf.training.machine import this_machine
 from mm1_hf.training.parts import freeze
 from mm1_hf.training.recipes import recipe
 from mm1_hf.training.streams import last_complete_checkpoint
@@ -83,7 +83,6 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     decoder, tokenizer = load_decoder()
     model, processor = mm1_hf.assemble(
@@ -101,7 +100,7 @@ def main() -> None:
 
     encoder = ExampleEncoder(processor, SEQUENCE_LENGTH)
     mixture = Mixture(training, encoder, window=64)
-    before = held_out_losses(model.to(device), encoder, options.data, rows=6)
+    before = held_out_losses(model.to(this_machine().device), encoder, options.data, rows=6)
 
     stage = replace(recipe(model, "pretrain"), batch_size=4)
     arguments = stage.training_arguments(
@@ -109,8 +108,6 @@ def main() -> None:
         num_devices=1,
         max_steps=options.steps,
         warmup_steps=min(20, options.steps // 4),
-        bf16=faster_dtype(device) is torch.bfloat16,
-        use_cpu=device.type == "cpu",
         logging_steps=min(10, options.steps),
         save_steps=100,
         save_total_limit=1,

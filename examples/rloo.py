@@ -20,6 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import RLOOConfig, RLOOTrainer
 
 from mm1_hf.training.lora import lora_config
+from mm1_hf.training.machine import this_machine
 
 
 def prompts(number: int, seed: int) -> Dataset:
@@ -66,7 +67,7 @@ def main() -> None:
             learning_rate=options.learning_rate,
             # Weight of the penalty for moving away from the reference model.
             beta=0.01,
-            bf16=torch.cuda.is_available(),
+            **this_machine().arguments,
             logging_steps=min(10, options.steps),
             save_strategy="no",
             report_to="none",

@@ -21,7 +21,7 @@ import mm1_hf  # noqa: F401 - registers MM1 with the Auto classes
 from mm1_hf.data.collation import MM1Collator
 from mm1_hf.evaluation.held_out import held_out_loss
 from mm1_hf.quickstart.easy_vqa import Picture, load_split
-from mm1_hf.quickstart.training import faster_dtype
+from mm1_hf.training.machine import this_machine
 from mm1_hf.training.parts import freeze
 from mm1_hf.training.recipes import recipe
 from mm1_hf.training.sft import MM1SFTTrainer
@@ -60,9 +60,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=torch.float32).to(device)
+    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=torch.float32).to(this_machine().device)
     processor = AutoProcessor.from_pretrained(options.model)
     # The pictures are smaller than a tile.
     processor.image_processor.image_splitting = "none"
@@ -80,8 +79,7 @@ def main() -> None:
         "max_steps": options.steps,
         # The recipe's 1e-5 is meant for 10,000 steps of 256 rows; fewer steps need a higher rate.
         "learning_rate": 2e-4,
-        "bf16": faster_dtype(device) is torch.bfloat16,
-        "use_cpu": device.type == "cpu",
+        **this_machine().arguments,
         "gradient_checkpointing": False,
         "logging_steps": min(10, options.steps),
         "save_steps": 100,

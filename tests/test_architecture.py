@@ -1,16 +1,19 @@
 """Which room of the package may import which, as docs/how-it-works.md draws it."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import mm1_command
 import mm1_hf
 from mm1_hf.registration import MODEL_FILES
 
 
 PACKAGE = Path(mm1_hf.__file__).parent
+COMMAND = Path(mm1_command.__file__).parent
 # The modules beside the rooms, which make a model's files known to transformers and put models together.
 ROOT = "mm1_hf"
 _DATA_ROOMS = {"model", ROOT, "accounting", "data", "convert", "grounding"}
@@ -109,6 +112,27 @@ def test_what_lies_in_the_models_room_travels():
     assert {"configuration_mm1.py", "modeling_mm1.py", "processing_mm1.py", "image_processing_mm1.py"} <= set(
         MODEL_FILES
     )
+
+
+def test_the_command_imports_the_standard_library_alone():
+    """So that its help waits for no library. It names the modules of its verbs only when they are run."""
+    for file in COMMAND.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [str(node.module)]
+            assert {name.split(".")[0] for name in names} <= {*sys.stdlib_module_names, "mm1_command"}, file
+
+
+def test_only_the_room_of_its_verbs_imports_the_command():
+    importing = {
+        file
+        for file in PACKAGE.rglob("*.py")
+        if "import mm1_command" in (text := file.read_text(encoding="utf-8")) or "from mm1_command" in text
+    }
+    assert importing == {PACKAGE / "cli" / "__init__.py"}
 
 
 # The check itself.

@@ -38,16 +38,24 @@ def logits(model, tokens=TOKENS):
     return model(input_ids=tokens).logits
 
 
+def close(given, expected) -> None:
+    """Equal weights of other shapes, or mapped from a file to other addresses, may round products differently."""
+    torch.testing.assert_close(given, expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("vision", ["clip", "siglip", "aimv2", "dinov2"])
 def test_parts_keep_their_weights(vision):
     encoder, decoder = tiny_vision(vision), tiny_decoder()
     model, processor = assemble(encoder, decoder, CONNECTOR, tokenizer=byte_tokenizer(), verbose=False)
-    assert torch.equal(logits(model)[..., :257], logits(decoder))
+    kept, own = model.model.language_model.state_dict(), decoder.model.state_dict()
+    # The embeddings have rows for more tokens.
+    assert kept.keys() == own.keys() and all(torch.equal(kept[name][: len(own[name])], own[name]) for name in own)
+    close(logits(model)[..., :257], logits(decoder))
     pixels = torch.randn(2, 3, 56, 56)
     with torch.no_grad():
         expected = encoder(pixels, output_hidden_states=True).hidden_states[-1][:, -16:]
         given = model.model.vision_tower(pixels).last_hidden_state[:, -16:]
-    assert torch.equal(given, expected)
+    close(given, expected)
     assert processor.num_image_tokens == 4
 
 
@@ -81,7 +89,7 @@ def test_a_tied_head_stays_tied_through_saving(tied, tmp_path):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
-    assert torch.equal(logits(loaded), logits(model))
+    close(logits(loaded), logits(model))
     assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == tied
 
 
@@ -130,7 +138,7 @@ def test_the_encoder_is_cut_behind_the_layer_that_is_used(vision, layer, kept, t
     pixels = torch.randn(1, 3, 56, 56)
     with torch.no_grad():
         expected = encoder(pixels, output_hidden_states=True).hidden_states[layer]
-        assert torch.equal(loaded.model.vision_tower(pixels).last_hidden_state, expected)
+        close(loaded.model.vision_tower(pixels).last_hidden_state, expected)
 
 
 @pytest.mark.parametrize("vision", ["clip", "siglip", "aimv2", "dinov2"])
@@ -207,7 +215,7 @@ def test_takes_folders(tmp_path):
     decoder.save_pretrained(tmp_path / "text")
     byte_tokenizer().save_pretrained(tmp_path / "text")
     model, processor = assemble(tmp_path / "vision", str(tmp_path / "text"), CONNECTOR, verbose=False)
-    assert torch.equal(logits(model)[..., :257], logits(decoder))
+    close(logits(model)[..., :257], logits(decoder))
     assert processor(text="a")["input_ids"] == [byte_tokenizer()("a")["input_ids"]]
 
 

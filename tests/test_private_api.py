@@ -23,7 +23,7 @@ import mm1_hf
 
 
 # The version of transformers that was read, which is the one in constraints.txt.
-READ_IN = "5.23.0"
+READ_IN = "5.24.0"
 
 # Where it is defined, what uses it and how, and the digest of its code.
 FUNCTIONS = {
@@ -37,11 +37,12 @@ FUNCTIONS = {
     "transformers.distributed.checkpoint._load_model_checkpoint_distributed": "6aef0001506d",
     # A batch loses the entries that only the trainer reads, before the model sees it.
     "transformers.trainer.Trainer._prepare_inputs": "20227b701701",
-    "transformers.trainer.Trainer._get_train_sampler": "2768be845fb5",
     # Every model and image processor of transformers overrides or calls these in the same way.
-    "transformers.modeling_utils.PreTrainedModel._init_weights": "dc93fdd042f3",
+    "transformers.modeling_utils.PreTrainedModel._init_weights": "feaee7aa9726",
     "transformers.modeling_utils.PreTrainedModel._from_config": "631049c9a3d3",
     "transformers.modeling_utils.PreTrainedModel._can_set_experts_implementation": "793182d657d2",
+    # Rows with tiles of their own are repeated for beams.
+    "transformers.generation.utils.GenerationMixin._expand_inputs_for_generation": "cb123c7fdea3",
     "transformers.generation.utils.GenerationMixin._validate_model_kwargs": "8a4af2cfb784",
     "transformers.image_processing_utils.BaseImageProcessor._standardize_kwargs": "1b042335d41f",
     "transformers.image_processing_utils.BaseImageProcessor._validate_preprocess_kwargs": "095c0dff22a6",
@@ -49,7 +50,6 @@ FUNCTIONS = {
     "transformers.image_processing_utils.BaseImageProcessor._set_attributes": "d5030ffd37e3",
     "transformers.processing_utils.ProcessorMixin._process_images": "d6be72a2063e",
     "transformers.processing_utils.ProcessorMixin._check_special_mm_tokens": "9b6762855d49",
-    "transformers.processing_utils.ProcessorMixin._merge_kwargs": "e8e223b0412f",
 }
 
 # Attributes, and a module of transformers that sets them.

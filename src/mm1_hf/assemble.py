@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -19,6 +18,7 @@ from transformers import (
 )
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging
 
 from .model.configuration_mm1 import ConnectorType, MM1Config, MM1ConnectorConfig, vision_grid_size
@@ -207,7 +207,8 @@ def _load_text(
         model = source
     else:
         config = AutoConfig.from_pretrained(source)
-        if type(config) not in AutoModelForCausalLM._model_mapping:
+        # Some models of images and text, MM1 among them, are in this table too.
+        if type(config) not in AutoModelForCausalLM._model_mapping or config.get_text_config() is not config:
             raise ValueError(
                 f"{source} holds a {config.model_type!r} model, which is not a decoder. Pass a causal language model."
             )

@@ -2,9 +2,9 @@
 
 from importlib.resources import files
 
+import transformers
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -12,6 +12,7 @@ from transformers import (
     AutoProcessor,
 )
 from transformers.models.auto import modeling_auto
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import is_torchvision_available
 
@@ -72,6 +73,8 @@ def register() -> None:
     MM1ImageProcessor.register_for_auto_class("AutoImageProcessor")
     MM1Processor.register_for_auto_class("AutoProcessor")
 
+    # vLLM looks up the class of a saved model here, unless it may run the code that lies beside the model.
+    vars(transformers)[MM1ForConditionalGeneration.__name__] = MM1ForConditionalGeneration
     # Pipelines and `transformers serve` look up class names in these tables, which registering does not change.
     modeling_auto.MODEL_MAPPING_NAMES["aim_vision_model"] = "AIMVisionModel"
     modeling_auto.MODEL_MAPPING_NAMES["mm1"] = "MM1Model"
@@ -84,4 +87,10 @@ def register() -> None:
 
     if not is_torchvision_available():
         task = PIPELINE_REGISTRY.supported_tasks["any-to-any"]
-        task["impl"] = "mm1_hf.pipelines.MM1AnyToAnyPipeline"
+        if isinstance(task["impl"], str):
+            task["impl"] = "mm1_hf.pipelines.MM1AnyToAnyPipeline"
+        else:
+            # Up to 5.20 the table holds classes, not their names. Can go when a later one is the oldest of the range.
+            from .pipelines import MM1AnyToAnyPipeline
+
+            task["impl"] = MM1AnyToAnyPipeline

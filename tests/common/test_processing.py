@@ -39,6 +39,14 @@ class MM1ProcessingTest(common.ProcessorTesterMixin, unittest.TestCase):
         with unittest.mock.patch.object(self, "does_processor_return_mm_offsets", has_offsets):
             super().test_replacement_offsets()
 
+    def test_get_num_multimodal_tokens_matches_processor_call(self) -> None:
+        # The original counts images of several texts in one call, which here are those of one text, as vLLM passes them:
+        # then only the first few would be split.
+        processor = self.get_processor()
+        processor.image_processor.max_split_images = 16
+        with unittest.mock.patch.object(self, "get_processor", return_value=processor):
+            super().test_get_num_multimodal_tokens_matches_processor_call()
+
     def _test_apply_chat_template(self, *args: object) -> None:
         # The original states one row of pixel_values per image, which flat tiles have where none is split.
         processor = self.get_processor()

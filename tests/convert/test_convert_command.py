@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from tiny import tiny_decoder
 
+from mm1_command.parser import CONVERSION_KINDS
 from mm1_hf import MM1TextForCausalLM
-from mm1_hf.cli import _CONVERSIONS, main
+from mm1_hf.cli import main
 from mm1_hf.cli.convert import CONVERSIONS
 from mm1_hf.convert.decoders import FAMILIES, REFUSED
 
@@ -23,7 +24,7 @@ def test_the_command_converts(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("decoder: ")
 
 
-@pytest.mark.parametrize("kind", _CONVERSIONS)
+@pytest.mark.parametrize("kind", CONVERSION_KINDS)
 def test_what_is_not_there_is_said_in_one_line(kind, tmp_path, capsys):
     assert main(["convert", kind, str(tmp_path / "nowhere"), str(tmp_path / "converted")]) == 2
     error = capsys.readouterr().err
@@ -36,12 +37,12 @@ def test_an_option_that_means_nothing_is_refused(tmp_path, capsys):
 
 
 def test_every_kind_has_a_script_and_a_line():
-    assert tuple(CONVERSIONS) == _CONVERSIONS
-    assert sorted(path.stem for path in SCRIPTS.glob("*.py")) == sorted(f"convert_{kind}" for kind in _CONVERSIONS)
-    for kind in _CONVERSIONS:
+    assert tuple(CONVERSIONS) == CONVERSION_KINDS
+    assert sorted(path.stem for path in SCRIPTS.glob("*.py")) == sorted(f"convert_{kind}" for kind in CONVERSION_KINDS)
+    for kind in CONVERSION_KINDS:
         assert f'main(["convert", "{kind}", *sys.argv[1:]])' in (SCRIPTS / f"convert_{kind}.py").read_text()
     table = (SCRIPTS / "README.md").read_text(encoding="utf-8").split("## Decoders")[0]
-    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(_CONVERSIONS)
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(CONVERSION_KINDS)
 
 
 def test_the_table_of_decoders_says_what_maps():

@@ -182,6 +182,11 @@ def test_a_packed_data_set_travels_to_data_workers(processor):
         assert own.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in own.items())
 
 
+def test_an_unknown_layout_is_refused(processor):
+    with pytest.raises(ValueError, match="There is no layout 'chats'; choose one of documents, caption"):
+        PackedDataset(conversations(3), ChatEncoder(processor, 160), layout="chats")
+
+
 def test_a_record_that_fits_no_row_is_named(processor):
     with pytest.raises(ValueError, match=r"cannot be packed: chat longer than a row: record \d+ has \d+ tokens"):
         PackedDataset(conversations(30), ChatEncoder(processor, 40))

@@ -146,9 +146,7 @@ def read(drops: Drops, outcomes: list[str | None], source: str = "web") -> int:
     """Records until the run is stopped."""
     for number, reason in enumerate(outcomes):
         try:
-            drops.seen(source)
-            if reason:
-                drops.drop(source, Unusable(reason, f"record {number}"))
+            drops.seen(source, Unusable(reason, f"record {number}") if reason else None)
         except ValueError:
             return number
     return len(outcomes)
@@ -191,10 +189,46 @@ def test_what_stops_the_run_says_what_was_wrong():
         ValueError, match=r"Of the 4 records of web .* 3 were dropped \(corrupt image 2, no text 1\)"
     ) as e:
         for number, reason in enumerate(["corrupt image", "no text", "corrupt image", None]):
-            drops.seen("web")
-            if reason:
-                drops.drop("web", Unusable(reason, f"record {number}"))
+            drops.seen("web", Unusable(reason, f"record {number}") if reason else None)
     assert "One of the dropped records: corrupt image: record 0" in str(e.value) and not isinstance(e.value, Unusable)
+
+
+def test_images_that_lie_elsewhere_are_a_hint():
+    """Only where files are missing."""
+    for reason, hinted in (("missing file", True), ("no text", False)):
+        drops = Drops()
+        with pytest.raises(ValueError, match="Correct the data") as e:
+            for number in range(100):
+                drops.seen("web", Unusable(reason, f"record {number}"))
+        assert ("image_folder" in str(e.value)) is hinted
+
+
+def test_examples_are_judged_by_those_that_were_decoded():
+    """Two hundred records were read, most of whose images nobody has looked at yet."""
+    drops = Drops()
+    assert read(drops, [None] * 200) == 200
+    broken = Unusable("corrupt image", "half a file")
+    for _ in range(99):
+        drops.decoded("web", broken)
+    with pytest.raises(ValueError, match="200 records of web read so far, 0 were dropped, and of the 100 examples"):
+        drops.decoded("web", broken)
+    assert drops.report()["web"]["share"] == 1
+
+
+def test_both_shares_of_a_source_add_up():
+    """4 % cannot be read and 8 % of the others cannot be decoded: each alone is within chance, together they are not."""
+    for refused, broken, stops in ((4, 0, False), (0, 8, False), (4, 8, True)):
+        drops = Drops()
+        assert read(drops, ["no text" if index * refused % 100 < refused else None for index in range(400)]) == 400
+        try:
+            for index in range(400):
+                drops.decoded("web", Unusable("corrupt image") if index * broken % 100 < broken else None)
+        except ValueError:
+            assert stops
+        else:
+            assert not stops
+            share = refused / 100 + (1 - refused / 100) * broken / 100
+            assert drops.report()["web"]["share"] == pytest.approx(share)
 
 
 def test_many_readers_do_not_stop_over_bad_luck():
@@ -221,6 +255,7 @@ def test_workers_counts_add_up_and_survive_json(records, data):
         worker = data.draw(st.sampled_from([1, 2]))
         for drops in (alone, first if worker == 1 else second):
             read(drops, [reason], source)
+            drops.decoded(source, Unusable("corrupt image") if reason == "corrupt image" else None)
         if data.draw(st.booleans()):
             state = json.loads(json.dumps(first.state_dict()))
             first = Drops(max_share=1)

@@ -163,6 +163,30 @@ def test_too_many_broken_images_stop_the_run():
         take(mixture(broken(200, 100)), 200, workers=2)
 
 
+def test_a_source_that_is_all_bad_is_called_all_bad():
+    """Although a whole window is read before its first image is looked for."""
+    made = records("caption", 600)
+    for record in made:
+        record["parts"][0]["image"] = {"bytes": None, "path": "nowhere.png"}
+    stream = mixture(Source("caption", datasets.Dataset.from_list(made), "documents", 1.0), window=512)
+    with pytest.raises(ValueError, match=r"Of the 100 records of caption .* 100 were dropped \(missing file 100\)"):
+        take(stream, 1)
+    stream = mixture(broken(600, 600), window=512)
+    with pytest.raises(
+        ValueError, match=r"and of the 100 examples whose images were decoded, 100 \(corrupt image 100\)"
+    ):
+        take(stream, 1)
+
+
+def test_a_large_window_of_a_good_source_is_not_judged_by_its_bad_records_alone():
+    """3 % are bad: more than a hundred of a window of 4,000."""
+    made = records("text", 4000)
+    for record in made[::33]:
+        record["parts"] = [{"text": "", "image": None}]
+    stream = mixture(Source("text", datasets.Dataset.from_list(made), "documents", 1.0), window=4000, lanes=1)
+    take(stream, 1)
+
+
 @pytest.mark.parametrize(
     ("sources", "message"),
     [

@@ -5,13 +5,22 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, Features, Image, IterableDataset, List, Value
+from datasets import (
+    Dataset,
+    Features,
+    Image,
+    IterableDataset,
+    LargeList,
+    List,
+    Value,
+    load_dataset_builder,
+)
 from datasets.distributed import split_dataset_by_node
 from PIL import Image as Pillow
 
 from mm1_hf.data.documents import Document, Drops, ImagePart, Unusable
 from mm1_hf.data.layouts import LAYOUTS, to_record
-from mm1_hf.data.readers import read
+from mm1_hf.data.readers import read, undecoded
 
 
 def picture(number: int) -> Pillow.Image:
@@ -220,11 +229,12 @@ def test_a_corrupt_image_is_counted_and_its_neighbours_are_read(format, streamin
         (tmp_path / "data" / "images" / "1.png").write_bytes(png(1)[:20])
     drops, widths = Drops(), []
     for record in read(tmp_path / "data", "caption", streaming=streaming):
-        drops.seen("web")
         try:
             widths.append(LAYOUTS["caption"](record, "web").images[0].size()[1])
         except Unusable as error:
-            drops.drop("web", error)
+            drops.seen("web", error)
+        else:
+            drops.seen("web")
     assert widths == [30, 32]
     assert drops.report() == {"web": {"seen": 3, "dropped": {"corrupt image": 1}, "share": pytest.approx(1 / 3)}}
 
@@ -239,11 +249,12 @@ def test_a_broken_line_is_counted_and_its_neighbours_are_read(compress, streamin
     path.write_bytes(compress(b"\n".join(lines)))
     drops, texts = Drops(), []
     for record in read(path, "text", streaming=streaming):
-        drops.seen("web")
         try:
             texts += LAYOUTS["text"](record, "web").parts
         except Unusable as error:
-            drops.drop("web", error)
+            drops.seen("web", error)
+        else:
+            drops.seen("web")
     assert texts == ["a", "Ä\u2028"]
     assert drops.report()["web"]["dropped"] == {"corrupt record": 2, "not a record of this layout": 2}
 
@@ -278,11 +289,12 @@ def test_archives_of_different_and_of_broken_samples_are_read(streaming, tmp_pat
     (tmp_path / "3.tar").write_bytes(b"")
     drops, found = Drops(), []
     for record in read(tmp_path, "caption", streaming=streaming):
-        drops.seen("web")
         try:
             found.append(contents(LAYOUTS["caption"](record, "web")))
         except Unusable as error:
-            drops.drop("web", error)
+            drops.seen("web", error)
+        else:
+            drops.seen("web")
     assert found[:3] == [[0, "zero"], [1, "one"], [2, "two"]]
     assert found[-1] == [8, "eight"]
     assert drops.report()["web"]["dropped"] == {
@@ -335,6 +347,57 @@ def test_a_list_of_images_is_not_written_twice(tmp_path, cache):
         assert read(tmp_path / "o.parquet", "obelics").features["images"] == List(Image(decode=False))
     cached = sum(file.stat().st_size for file in cache.rglob("*.arrow"))
     assert 5 * len(noise.getvalue()) < cached < 6 * len(noise.getvalue())
+
+
+@pytest.mark.parametrize("list_of", [lambda image: List(image, length=2), LargeList, List])
+def test_images_in_lists_of_any_kind_stay_undecoded(list_of):
+    features = Features({"images": list_of(Image()), "deep": {"inner": list_of(list_of(Image()))}})
+    undecoded_image = Image(decode=False)
+    assert undecoded(features) == Features(
+        {"images": list_of(undecoded_image), "deep": {"inner": list_of(list_of(undecoded_image))}}
+    )
+
+
+def llava_with_pictures_elsewhere(folder: Path) -> tuple[Path, Path]:
+    """LLaVA's own layout: the JSON in one folder, the pictures in another."""
+    write_pictures(folder / "pictures" / "coco", 3)
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "This."}]
+    (folder / "json").mkdir()
+    path = folder / "json" / "llava.json"
+    path.write_text(json.dumps([{"image": f"coco/{i}.png", "conversations": turns} for i in range(3)]))
+    return path, folder / "pictures"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pictures_may_lie_in_a_folder_of_their_own(streaming, tmp_path, monkeypatch):
+    path, pictures = llava_with_pictures_elsewhere(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for folder in (pictures, "pictures"):
+        found = documents(path, "llava", streaming=streaming, image_folder=folder)
+        assert found == [[i, "This."] for i in range(3)]
+    (tmp_path / "archive").mkdir()
+    archive = caption_tar(tmp_path / "archive")
+    records = read(archive, "caption", streaming=streaming, image_folder=pictures)
+    assert {record["__folder__"] for record in records} == {str(pictures)}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_data_set_of_the_hub_may_have_its_pictures_here(streaming, tmp_path, monkeypatch):
+    """Parquet in place of a download."""
+    path, pictures = caption_parquet(tmp_path), tmp_path
+    monkeypatch.setattr("mm1_hf.data.readers._local_files", lambda _: None)
+    monkeypatch.setattr(
+        "mm1_hf.data.readers.load_dataset_builder",
+        lambda _: load_dataset_builder("parquet", data_files={"train": [str(path)]}),
+    )
+    records = read("user/captions", "caption", streaming=streaming, image_folder=pictures)
+    assert {record["__folder__"] for record in records} == {str(pictures)}
+
+
+def test_a_folder_of_pictures_that_does_not_exist_is_refused(tmp_path):
+    path, _ = llava_with_pictures_elsewhere(tmp_path)
+    with pytest.raises(ValueError, match=r"image_folder is '/no/such/folder', but there is no folder /no/such"):
+        read(path, "llava", image_folder="/no/such/folder")
 
 
 def test_the_folder_of_many_records_costs_no_memory(tmp_path):

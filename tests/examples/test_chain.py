@@ -7,8 +7,10 @@ import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from machines import CPUS, pretend_cpu
 from PIL import Image
 from tiny import tiny_mm1
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -69,7 +71,9 @@ def logits(folder: Path, batch) -> torch.Tensor:
     return model(**{name: value for name, value in batch.items() if name != "labels"}).logits
 
 
-def test_each_example_reads_what_the_last_one_wrote(pictures, tmp_path, monkeypatch, capsys):
+@CPUS
+def test_each_example_reads_what_the_last_one_wrote(cpu_dtype, pictures, tmp_path, monkeypatch, capsys):
+    pretend_cpu(monkeypatch, cpu_dtype)
     for part in tiny_mm1():
         part.save_pretrained(tmp_path / "pretrained")
     run(
@@ -129,7 +133,39 @@ def test_drawn_pages_can_be_read():
     assert len(first["text"].splitlines()) == 4
 
 
-def test_the_notebook_runs(pictures, tmp_path, monkeypatch, capsys):
+def notebook_cells() -> list[str]:
+    notebook = json.loads((EXAMPLES / "fine_tune.ipynb").read_text(encoding="utf-8"))
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_draws_images_where_none_are_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for part in tiny_mm1():
+        part.save_pretrained(tmp_path / "model")
+    names: dict = {}
+    for index, cell in enumerate(notebook_cells()):
+        if "data" not in names:
+            exec(compile(cell, f"cell {index}", "exec"), names)
+            names |= {"MODEL": str(tmp_path / "model")} if index == 0 else {}
+    assert names["PICTURES"] is None and names["data"].shape == {"train": (270, 2), "test": (30, 2)}
+    answers = set()
+    for example in names["data"]["test"]:
+        answer = example["messages"][1]["content"]
+        levels = np.asarray(example["images"][0].convert("L"), dtype=float)
+        first, second = {
+            "left": (levels[:, :48], levels[:, 48:]),
+            "right": (levels[:, 48:], levels[:, :48]),
+            "top": (levels[:48], levels[48:]),
+            "bottom": (levels[48:], levels[:48]),
+        }[answer]
+        assert first.max() < second.min()
+        answers.add(answer)
+    assert len(answers) == 4
+
+
+@CPUS
+def test_the_notebook_runs(cpu_dtype, pictures, tmp_path, monkeypatch, capsys):
+    pretend_cpu(monkeypatch, cpu_dtype)
     for part in tiny_mm1():
         part.save_pretrained(tmp_path / "model")
     lines = [
@@ -138,9 +174,8 @@ def test_the_notebook_runs(pictures, tmp_path, monkeypatch, capsys):
         for question in picture.questions
     ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    notebook = json.loads((EXAMPLES / "fine_tune.ipynb").read_text(encoding="utf-8"))
-    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert sum(bool(line.strip()) for cell in cells for line in cell.splitlines()) < 60
+    cells = notebook_cells()
+    assert sum(bool(line.strip()) for cell in cells for line in cell.splitlines()) < 90
     values = {
         "MODEL": str(tmp_path / "model"),
         "PICTURES": str(tmp_path),
@@ -154,6 +189,13 @@ def test_the_notebook_runs(pictures, tmp_path, monkeypatch, capsys):
         assert index or set(values) <= set(names)
         names |= values if index == 0 else {}
     printed = capsys.readouterr().out
-    assert names["after"] < names["before"]
-    assert "<|im_end|>" in printed and "held-out loss" in printed
+    # The control: the same conversations, each with an image of another one.
+    own, shuffled = names["held_out_batches"]["own"], names["held_out_batches"]["shuffled"]
+    for index, (batch, other) in enumerate(zip(own, shuffled, strict=True)):
+        assert torch.equal(batch["input_ids"], other["input_ids"]) and torch.equal(batch["labels"], other["labels"])
+        assert torch.equal(other["pixel_values"], own[(index + 1) % len(own)]["pixel_values"])
+    assert names["after"]["own"] < names["before"]["own"]
+    assert "<|im_end|>" in printed
+    for name in ("own", "shuffled"):
+        assert f"with {name} images: {names['before'][name]:.3f} before, {names['after'][name]:.3f} after" in printed
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from machines import CPUS, pretend_cpu
 from tiny import tiny_mm1, tiny_vision
 
 from mm1_hf import MM1ForConditionalGeneration
@@ -43,8 +44,10 @@ def test_boxes_are_those_of_the_shapes_pixels(example, seed):
     assert len({shape.colour for shape in picture.shapes}) == 4
 
 
+@CPUS
 @pytest.mark.parametrize("given", [False, True], ids=["new", "given"])
-def test_the_example_trains_and_measures(given, example, tmp_path, monkeypatch, capsys):
+def test_the_example_trains_and_measures(given, cpu_dtype, example, tmp_path, monkeypatch, capsys):
+    pretend_cpu(monkeypatch, cpu_dtype)
     monkeypatch.setattr(example, "load_vision_encoder", lambda: tiny_vision("dinov2"))
     monkeypatch.setattr(example, "WIDTH", 64)
     monkeypatch.setattr(example, "FEATURE_LAYER", -2)

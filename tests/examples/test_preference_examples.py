@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from machines import CPUS, pretend_cpu
 from tiny import tiny_mm1
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -27,6 +28,7 @@ def model_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@CPUS
 @pytest.mark.parametrize(
     ("name", "measure", "steps", "learning_rate"),
     [
@@ -37,8 +39,9 @@ def model_folder(tmp_path_factory) -> Path:
     ],
 )
 def test_the_example_trains_and_saves(
-    name, measure, steps, learning_rate, model_folder, tmp_path, monkeypatch, capsys
+    name, measure, steps, learning_rate, cpu_dtype, model_folder, tmp_path, monkeypatch, capsys
 ):
+    pretend_cpu(monkeypatch, cpu_dtype)
     monkeypatch.syspath_prepend(EXAMPLES)
     specification = importlib.util.spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
     example = importlib.util.module_from_spec(specification)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from machines import CPUS, pretend_cpu
 from mixtures import png, records
 from tiny import byte_tokenizer, tiny_decoder, tiny_vision
 
@@ -42,7 +43,9 @@ def run(monkeypatch, *arguments: object) -> None:
     example.main()
 
 
-def test_the_example_trains_measures_and_goes_on(data, tmp_path, monkeypatch, capsys):
+@CPUS
+def test_the_example_trains_measures_and_goes_on(cpu_dtype, data, tmp_path, monkeypatch, capsys):
+    pretend_cpu(monkeypatch, cpu_dtype)
     arguments = ("--data", data, "--output", tmp_path / "run", "--captions", 20)
     run(monkeypatch, *arguments, "--steps", 3)
     results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))

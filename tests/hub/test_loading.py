@@ -75,8 +75,9 @@ def test_it_loads_where_the_package_is_not_installed(hub, saved, tmp_path):
     given = torch.load(output)
     with torch.no_grad():
         inputs = processor(text=TEXT, images=IMAGE, return_tensors="pt")
-        assert torch.equal(given["logits"], model(**inputs).logits)
-        assert torch.equal(given["hidden"], model.model(**inputs).last_hidden_state)
+        expected = {"logits": model(**inputs).logits, "hidden": model.model(**inputs).last_hidden_state}
+    # Tensors mapped from a file lie at other addresses, where matrix products round differently.
+    torch.testing.assert_close(given, expected, atol=1e-5, rtol=1e-5)
     assert told["answer"] == answer(model, processor)
     # What was loaded from a Hub and saved stands by itself again.
     assert "--" not in (tmp_path / "out.pt.again" / "config.json").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 import json
 import re
 
+import huggingface_hub.constants as hub_constants
 import pytest
 from hub_server import Fault
 from huggingface_hub.errors import HfHubHTTPError
@@ -121,6 +122,15 @@ def test_the_command_prints_where_it_is_or_why_not(hub, saved, capsys, tmp_path)
     (saved[0] / "config.json").unlink()
     assert main(["push", str(saved[0]), NAME]) == 2
     assert "config.json" in capsys.readouterr().err
+
+
+def test_a_hub_out_of_reach_is_said_in_one_line(hub, saved, capsys, monkeypatch):
+    # Nobody listens at port 9.
+    monkeypatch.setattr(hub_constants, "ENDPOINT", "http://127.0.0.1:9")
+    capsys.readouterr()
+    assert main(["push", str(saved[0]), NAME]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("mm1 push: http://127.0.0.1:9 cannot be reached: ")
 
 
 def test_models_and_processors_push_themselves(hub, saved):

@@ -96,6 +96,7 @@ def test_a_quantised_variant_is_published_and_loads(hub, saved, tmp_path, capsys
     with torch.no_grad():
         expected, given = model(**inputs).logits, loaded(**inputs).logits
         seen = [each.model.get_image_features(inputs["pixel_values"]).pooler_output for each in (model, loaded)]
-    assert torch.equal(*seen)
+    # The encoder and the connector are as they were.
+    torch.testing.assert_close(*seen, atol=1e-5, rtol=1e-5)
     # Rounding to 8 bits moves each weight by 1/254 of its row's largest at most.
     assert 0 < (given - expected).abs().max() < 0.05 * expected.abs().max()

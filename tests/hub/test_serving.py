@@ -2,8 +2,10 @@
 
 import base64
 import contextlib
+import inspect
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,10 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 from PIL import Image
 from tiny import tiny_mm1
 
+from mm1_command.parser import build_parser
 from mm1_hf.data.collation import MM1Collator
 
 
@@ -91,7 +94,8 @@ def served(tmp_path_factory):
             [sys.executable, "-m", "mm1_hf.cli", "serve", str(folder), "--port", str(port), "--device", "cpu"],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            # As for a user who has loaded nothing from the Hub: its cache does not exist.
+            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_CACHE": str(folder.parent / "cache")},
         )
     client = OpenAI(base_url=f"http://localhost:{port}/v1", api_key="none", max_retries=0, timeout=300)
     try:
@@ -132,6 +136,41 @@ def test_fifty_at_once_all_get_their_own_answer(served):
     with ThreadPoolExecutor(len(asked)) as pool:
         given = list(pool.map(lambda lesson: ask(served, *lesson[0]).choices[0].message.content, asked))
     assert given == [answer for _, answer in asked]
+
+
+def test_it_lists_the_model_by_a_name_that_it_answers_to(served):
+    client, path = served
+    (listed,) = client.models.list()
+    # Clients are not told where on the disk it lies.
+    assert listed.id == os.path.basename(path)
+    for name in (listed.id, path):
+        assert ask((client, name), "red").choices[0].message.content == "red"
+    with pytest.raises(BadRequestError):
+        ask((client, "another"), "red")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("url", [f"data:image/png;base64,{base64.b64encode(b'no image').decode()}", "nowhere.png"])
+def test_a_broken_picture_is_refused_with_the_reason(url, stream, served):
+    client, name = served
+    messages = question("red")
+    messages[0]["content"][0]["image_url"]["url"] = url
+    with pytest.raises(BadRequestError, match="Image 0 of the batch cannot be read: ") as refused:
+        client.chat.completions.create(model=name, messages=messages, stream=stream)
+    assert refused.value.type == "invalid_request_error"
+    assert ask(served, "red").choices[0].message.content == "red"
+
+
+@pytest.mark.parametrize("verb", ["serve", "chat"])
+def test_the_help_names_options_that_there_are(verb):
+    from transformers.cli.chat import Chat
+    from transformers.cli.serve import Serve
+
+    taken = inspect.signature({"serve": Serve, "chat": Chat}[verb].__init__).parameters
+    (verbs,) = (action for action in build_parser()._actions if action.dest == "verb")
+    named = re.findall(r"^ +--([a-z-]+)", verbs.choices[verb].epilog, re.MULTILINE)
+    assert {name.replace("-", "_") for name in named} <= set(taken)
+    assert bool(named) == (verb == "serve")
 
 
 @pytest.mark.slow

@@ -260,6 +260,20 @@ def test_pictures_may_stand_in_the_messages(saved, tmp_path):
     assert theirs.count("image") == ours.count("image") == 4 * len(row.tiles)
 
 
+@pytest.mark.parametrize("layout", ["llava_chat", "llava", "chat"])
+def test_pictures_may_lie_in_a_folder_of_their_own(layout, saved, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    picture(40, 30).save(tmp_path / "pictures" / "a.png")
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "This."}]
+    record = {"image": "a.png"} | ({"messages": CHAT} if layout == "chat" else {"conversations": turns})
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json" / "data.jsonl").write_text(json.dumps(record))
+    row = inspect_data(saved, tmp_path / "json", layout=layout, image_folder=tmp_path / "pictures")
+    assert [(image.height, image.width) for image in row.images] == [(40, 30)]
+    with pytest.raises(ValueError, match="there is no folder"):
+        inspect_data(saved, tmp_path / "json", layout=layout, image_folder=tmp_path / "none")
+
+
 def test_documents_are_read_from_data_sets(saved, tmp_path):
     rows = [{"image": {"bytes": png(index), "path": None}, "text": f"number {index}"} for index in range(3)]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")

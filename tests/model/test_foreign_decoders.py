@@ -78,8 +78,10 @@ def test_text_logits_are_the_decoder_s_own(family, tied, tmp_path):
     torch.testing.assert_close(model(TOKENS).logits[..., :257], expected, atol=1e-5, rtol=1e-5)
     model.save_pretrained(tmp_path)
     reloaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
-    # The experts' kernels sum in an order that follows where the weights lie in memory.
-    torch.testing.assert_close(reloaded(TOKENS).logits, model(TOKENS).logits, atol=1e-6, rtol=1e-6)
+    own, others = reloaded.state_dict(), model.state_dict()
+    assert own.keys() == others.keys() and all(torch.equal(own[name], others[name]) for name in own)
+    # Tensors mapped from a file lie at other addresses, where matrix products round differently.
+    torch.testing.assert_close(reloaded(TOKENS).logits, model(TOKENS).logits, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,7 +1,5 @@
 """Images into tiles: which pixels go where, with what values, from what inputs."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -227,10 +225,9 @@ def test_nothing_but_pixel_values_is_returned_unasked() -> None:
         assert encoded["num_patches"].tolist() == [5, 5]
 
 
-def test_a_huge_image_is_counted_at_once() -> None:
-    start = time.perf_counter()
-    assert MM1ImageProcessor().get_number_of_image_patches(10_000, 10_000) == 10
-    assert time.perf_counter() - start < 0.1
+def test_an_image_is_counted_without_its_pixels() -> None:
+    # No machine could go through so many of them.
+    assert MM1ImageProcessor().get_number_of_image_patches(10**9, 10**9) == 10
 
 
 # --- inputs

@@ -4,6 +4,8 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
+from packaging.version import Version
 from ranks import gradients_of_one_rank, run_ranks
 from tiny import tiny_vision
 from transformers import (
@@ -185,6 +187,10 @@ def test_numbers_of_tokens_and_features_must_agree(input_ids, images, tokens, fe
     if images:
         batch["pixel_values"] = tiles(images)
     message = f"^Image features and image tokens do not match, tokens: {tokens}, features: {features}"
+    if as_embeds and not images:
+        # Another token may have this embedding, or another program has put the images in.
+        model(**batch)
+        return
     with pytest.raises(ValueError, match=message):
         model(**batch)
 
@@ -458,8 +464,15 @@ def test_decoders_that_would_leak_are_refused_by_name(kind):
         "gpt_oss": {**GROUPED, "head_dim": 8, "num_local_experts": 4},
     }.get(kind, {})
     model = build(kind, **fields).train()
+    ids, segments = row(6), torch.tensor([[1, 1, 1, 2, 2, 2]])
+    # Since 5.24 Falcon's mask follows the positions.
+    if kind == "falcon" and Version(transformers.__version__) >= Version("5.24"):
+        model.eval()
+        alone = torch.cat([model(ids[:, :3]).logits, model(ids[:, 3:]).logits], dim=1)
+        close(model(ids, segment_ids=segments).logits, alone)
+        return
     with pytest.raises(ValueError, match=rf"Model \({kind}\).*cannot keep the segments of a packed row apart"):
-        model(row(6), segment_ids=torch.tensor([[1, 1, 1, 2, 2, 2]]))
+        model(ids, segment_ids=segments)
     assert model.training and all(module.training for module in model.modules())
     # One example per row is fine.
     assert model(row(2, 0, 3), tiles(1)).logits.shape == (1, 9, 64)

@@ -526,7 +526,10 @@ def test_save_and_load_is_bit_equal(fields, tied, tmp_path):
     model = build(**fields, tie_word_embeddings=tied)
     model.save_pretrained(tmp_path)
     again = MM1TextForCausalLM.from_pretrained(tmp_path)
-    assert torch.equal(again(ids()).logits, model(ids()).logits)
+    own, others = again.state_dict(), model.state_dict()
+    assert own.keys() == others.keys() and all(torch.equal(own[name], others[name]) for name in own)
+    # Tensors mapped from a file lie at other addresses, where matrix products round differently.
+    torch.testing.assert_close(again(ids()).logits, model(ids()).logits, atol=1e-5, rtol=1e-5)
     assert (again.lm_head.weight is again.model.embed_tokens.weight) == tied
 
 

@@ -1,5 +1,7 @@
 """Loading in 4 and 8 bits: only the decoder's layers are quantised."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, get_peft_model
@@ -7,6 +9,7 @@ from tiny import byte_tokenizer, tiny_decoder, tiny_mm1, tiny_vision
 from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizer_hqq import HqqHfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from mm1_hf import MM1ConnectorConfig, assemble
@@ -48,6 +51,16 @@ def test_a_configuration_may_be_its_fields():
     assert keep_precise({"load_in_8bit": True, "llm_int8_skip_modules": ["lm_head"]}).llm_int8_skip_modules == [
         "lm_head"
     ]
+
+
+def test_transformers_still_cannot_quantise_with_hqq():
+    """
+    It raises for a quantiser without operations of its own. When it has some, `keep_precise` must name the encoder's and
+    the connector's layers in `skip_modules`, each in full: HQQ does not take a module's name for its layers.
+    """
+    assert HqqHfQuantizer.get_quantize_ops is HfQuantizer.get_quantize_ops
+    with pytest.raises(NotImplementedError):
+        HqqHfQuantizer.get_quantize_ops(SimpleNamespace(quantization_config=SimpleNamespace(quant_method="hqq")))
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -101,6 +102,14 @@ def test_tensor_parallel_groups_share_rows(activations):
     assert [str(layout) for _, layout, _ in activations] == ["one GPU"]
 
 
+def test_more_gpus_than_rows_take_a_given_number_of_expert_parallel_ranks(activations):
+    text = plan("mm1-3b-moe", 1024, tp=8, ep=16)
+    groups = Layout(data=128, sharded=True, tp=8)
+    assert [layout for _, layout, _ in activations] == [groups, replace(groups, ep=16)]
+    ends = {line.index("in 80 GB") for line in text.splitlines() if "in 80 GB" in line}
+    assert {line.index("fits") for line in text.splitlines() if line.endswith("  fits")} == ends, "the columns line up"
+
+
 def test_time_is_work_over_speed(activations):
     days = [cells(plan("mm1-30b", gpus), "Time at 40% MFU of 989 TFLOP/s:")[0] for gpus in (256, 512)]
     assert days[0] == pytest.approx(2 * days[1], rel=0.02)
@@ -146,6 +155,10 @@ def test_the_command_prints_a_plan_with_a_dry_run(capsys):
         (["mm1-3b-moe", "--gpus", "8", "--ep", "3"], "64 experts"),
         (["mm1-3b-moe", "--gpus", "8", "--ep", "16"], "divides 8"),
         (["mm1-3b", "--gpus", "8", "--ep", "8"], "dense"),
+        (["mm1-3b", "--gpus", "1024", "--tp", "8", "--ep", "16"], "dense"),
+        (["mm1-3b-moe", "--gpus", "1024", "--tp", "8", "--ep", "12"], "64 experts"),
+        (["mm1-3b-moe", "--gpus", "1024", "--tp", "8", "--ep", "4"], "multiple of 8"),
+        (["mm1-3b", "--gpus", "1024", "--tp", "1"], "does not divide into passes of 1024 devices"),
         (["mm1-3b", "--gpus", "8", "--memory", "0"], "--memory"),
     ],
 )

@@ -1,3 +1,4 @@
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -36,7 +37,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def written(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "new" / "report.html"
     images = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     results = QuickstartResults(
@@ -49,7 +50,12 @@ def page(tmp_path_factory):
         model_dir="some folder/model",
     )
     write_report(path, results)
-    return Page(path.read_text(encoding="utf-8"))
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(written):
+    return Page(written)
 
 
 def test_it_needs_nothing_beside_itself(page):
@@ -60,6 +66,17 @@ def test_it_needs_nothing_beside_itself(page):
 def test_it_says_what_was_measured(page):
     for words in ("94.1%", "61.3%", "50.6%", "1,003", "100.0%", "1,234 s", "9.9", "275,376"):
         assert words in page.text, words
+
+
+def test_colours_stay_with_their_words(written):
+    """On a narrow page a heading breaks between words, but never between the colour and the first of them."""
+    headings = re.findall(r'<span class="name"><span class="key (\w+)"></span>(\w+)</span> ([\w ]+)</th>', written)
+    assert headings == [
+        ("model", "this", "model"),
+        ("shuffled", "images", "shuffled"),
+        ("majority", "most", "frequent answer"),
+    ]
+    assert ".name { white-space: nowrap; }" in written
 
 
 def test_words_of_data_stay_words(page):

@@ -1,9 +1,10 @@
 import pytest
 import torch
+from machines import CPUS, pretend_cpu
 from peft import get_peft_model
 from tiny import tiny_mm1
 
-from mm1_hf.quickstart.training import centre_features, optimizer
+from mm1_hf.quickstart.training import centre_features, optimizer, training_arguments
 from mm1_hf.training.lora import lora_config
 
 
@@ -32,3 +33,10 @@ def test_connector_and_decoder_learn_at_their_own_rates(model):
     assert rates == {}
     assert {rate for name, rate in learned.items() if "connector" in name} == {1e-3}
     assert {rate for name, rate in learned.items() if "lora_" in name} == {5e-4}
+
+
+@CPUS
+def test_the_settings_are_the_machines(cpu_dtype, tmp_path, monkeypatch):
+    pretend_cpu(monkeypatch, cpu_dtype)
+    arguments = training_arguments(str(tmp_path), steps=100, seed=0)
+    assert arguments.use_cpu and arguments.bf16 is (cpu_dtype is torch.bfloat16)

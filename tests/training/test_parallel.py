@@ -30,7 +30,11 @@ def test_sizes_that_fit_are_taken(preset, processes, settings, rows_of_their_own
         ),
         ("mm1-tiny", {}, "is 1 processes, but 8 were started"),
         ("mm1-tiny", {"tp_size": 8}, "tp_size=8 does not divide the decoder's num_attention_heads=4"),
-        ("mm1-tiny", {"fsdp_size": 8, "ep_size": 2}, "ep_size=2 does not divide the decoder's 0 experts"),
+        (
+            "mm1-tiny",
+            {"fsdp_size": 8, "ep_size": 2},
+            "ep_size=2 distributes experts .* decoder is dense: it has no experts. Leave",
+        ),
         ("mm1-tiny-moe", {"fsdp_size": 8, "ep_size": 8}, "ep_size=8 does not divide the decoder's 4 experts"),
         ("mm1-tiny-moe", {"fsdp_size": 8, "ep_size": 3}, "`ep_size` must divide"),
         ("mm1-tiny", {"pp_size": 8}, "does not support pipeline parallelism"),

@@ -67,6 +67,7 @@ def arguments(config_class: type, folder, **fields):
         output_dir=str(folder),
         per_device_train_batch_size=2,
         bf16=False,
+        use_cpu=True,
         beta=BETA,
         report_to="none",
         disable_tqdm=True,

@@ -1,11 +1,13 @@
 """Pre-training from a file: what it resolves to, what it trains, and what it refuses."""
 
 import json
+import math
 
 import datasets
 import pytest
 import torch
 import yaml
+from machines import CPUS, pretend_accelerator, pretend_cpu
 from mixtures import records
 from ranks import run_ranks
 from streamed_runs import pretrain_one_rank
@@ -14,7 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mm1_hf import MM1ConnectorConfig, MM1TextConfig, MM1TextForCausalLM, assemble
 from mm1_hf.cli import main
-from mm1_hf.training.runs import build_run
+from mm1_hf.training.runs import build_run, train
 from mm1_hf.training.settings import PretrainingSettings, build_recipe, load_settings
 
 
@@ -80,6 +82,36 @@ def test_the_command_trains_saves_and_goes_on(settings, tmp_path, capsys):
     assert main(["pretrain", "--config", write(tmp_path, settings)]) == 0
     history = json.loads((tmp_path / "run" / "checkpoint-5" / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3, 4, 5]
+
+
+@CPUS
+@pytest.mark.parametrize("bf16", [None, True, False])
+def test_a_run_starts_on_any_cpu(bf16, cpu_dtype, settings, tmp_path, monkeypatch, capsys):
+    """What the machine decides, unless the file does, is what is printed and what the trainer computes in."""
+    pretend_cpu(monkeypatch, cpu_dtype)
+    settings["arguments"] = {
+        "max_steps": 1,
+        "logging_steps": 1,
+        "report_to": "none",
+        **({} if bf16 is None else {"bf16": bf16}),
+    }
+    trainer = train(load_settings(PretrainingSettings, write(tmp_path, settings)))
+    expected = cpu_dtype is torch.bfloat16 if bf16 is None else bf16
+    printed = capsys.readouterr().out
+    assert f"'bf16': {expected}" in printed and "'fp16': False" in printed and "'use_cpu': True" in printed
+    assert (trainer.args.bf16, trainer.args.fp16, trainer.args.use_cpu) == (expected, False, True)
+    assert trainer.accelerator.mixed_precision == ("bf16" if expected else "no")
+    assert trainer.state.global_step == 1 and math.isfinite(trainer.state.log_history[0]["loss"])
+    assert trainer.model.dtype is torch.float32, "the trained weights stay in float32"
+
+
+def test_a_run_can_be_held_to_the_cpu(settings, tmp_path, monkeypatch):
+    pretend_cpu(monkeypatch, torch.float32)
+    pretend_accelerator(monkeypatch, "cuda", bfloat16=True)
+    settings["arguments"] = {"use_cpu": True}
+    run = build_run(load_settings(PretrainingSettings, write(tmp_path, settings)))
+    assert run.trainer.args.use_cpu and not run.trainer.args.bf16 and run.trainer.model.device.type == "cpu"
+    assert run.recipe.arguments["use_cpu"] and not run.recipe.arguments["bf16"]
 
 
 def tiny_moe():

@@ -1,7 +1,9 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from machines import CPUS, pretend_accelerator, pretend_cpu
 from tiny import tiny_mm1
 from transformers import get_scheduler
 
@@ -80,6 +82,31 @@ def test_stages_become_training_arguments(name, stage, tmp_path):
     assert not arguments.accelerator_config.dispatch_batches and not arguments.accelerator_config.split_batches
     assert arguments.optim == ("adamw_torch" if stage == "pretrain" else "adafactor")
     assert f"'learning_rate': {arguments.learning_rate}" in str(stage_recipe)
+
+
+@CPUS
+@pytest.mark.parametrize(
+    ("changed", "changes", "bf16"),
+    [({}, {}, None), ({}, {"bf16": True}, True), ({}, {"bf16": False}, False), ({"bf16": False}, {}, False)],
+    ids=["as it is", "bf16", "no bf16", "recipe without bf16"],
+)
+def test_a_recipe_runs_on_any_cpu(changed, changes, bf16, cpu_dtype, tmp_path, monkeypatch):
+    pretend_cpu(monkeypatch, cpu_dtype)
+    stage = recipe("mm1-tiny")
+    assert stage.arguments["bf16"], "the recipe itself is the same on every machine"
+    stage = replace(stage, arguments=stage.arguments | changed)
+    arguments = stage.training_arguments(str(tmp_path), num_devices=1, **changes)
+    assert arguments.use_cpu and not arguments.fp16
+    assert arguments.bf16 is (cpu_dtype is torch.bfloat16 if bf16 is None else bf16)
+
+
+def test_a_recipe_can_be_held_to_the_cpu(tmp_path, monkeypatch):
+    pretend_cpu(monkeypatch, torch.float32)
+    pretend_accelerator(monkeypatch, "cuda", bfloat16=True)
+    stage = recipe("mm1-tiny")
+    stage = replace(stage, arguments=stage.arguments | {"use_cpu": True})
+    arguments = stage.training_arguments(str(tmp_path), num_devices=1)
+    assert arguments.use_cpu and not arguments.bf16
 
 
 def test_weights_decay_by_a_tenth_of_the_rate(tmp_path):

@@ -44,7 +44,9 @@ def test_tables_are_interpolated_once_and_for_good(vision, connector, tile_size,
         part.save_pretrained(tmp_path)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     with torch.no_grad():
-        assert torch.equal(loaded.model.get_image_features(pixels).pooler_output, stored)
+        # Tensors mapped from a file lie at other addresses, where matrix products round differently.
+        again = loaded.model.get_image_features(pixels).pooler_output
+    torch.testing.assert_close(again, stored, atol=1e-5, rtol=1e-5)
     assert type(processor).from_pretrained(tmp_path).image_processor.size["height"] == tile_size
 
 

@@ -1,17 +1,20 @@
 """Fine-tuning from a file: what it resolves to, what it trains, and what it refuses."""
 
 import json
+import math
 
 import pytest
 import torch
 import yaml
 from conversations import as_prompts, conversations
+from machines import CPUS, pretend_cpu
+from PIL import Image
 from tiny import tiny_mm1
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mm1_hf import MM1Config
 from mm1_hf.cli import main
-from mm1_hf.training.runs import build_run
+from mm1_hf.training.runs import build_run, train
 from mm1_hf.training.settings import PretrainingSettings, SFTSettings, build_recipe, load_settings
 
 
@@ -75,6 +78,20 @@ def test_the_command_trains_saves_and_goes_on(settings, tmp_path, capsys):
     assert [entry["step"] for entry in history(tmp_path, 5)] == [1, 2, 3, 4, 5]
 
 
+@CPUS
+@pytest.mark.parametrize("lora", [None, "decoder+connector"])
+def test_a_run_starts_on_any_cpu(lora, cpu_dtype, settings, tmp_path, monkeypatch, capsys):
+    pretend_cpu(monkeypatch, cpu_dtype)
+    settings |= {"lora": lora, "arguments": {"max_steps": 1, "logging_steps": 1, "report_to": "none"}}
+    trainer = train(load_settings(SFTSettings, write(tmp_path, settings)))
+    bf16 = cpu_dtype is torch.bfloat16
+    printed = capsys.readouterr().out
+    assert f"'bf16': {bf16}" in printed and "'fp16': False" in printed and "'use_cpu': True" in printed
+    assert (trainer.args.bf16, trainer.args.fp16, trainer.args.use_cpu) == (bf16, False, True)
+    assert trainer.accelerator.mixed_precision == ("bf16" if bf16 else "no")
+    assert trainer.state.global_step == 1 and math.isfinite(trainer.state.log_history[0]["loss"])
+
+
 def test_an_adapter_is_trained_and_saved(settings, tmp_path):
     settings |= {"lora": "decoder+connector"}
     assert main(["sft", "--config", write(tmp_path, settings)]) == 0
@@ -96,6 +113,29 @@ def test_what_is_unset_is_the_recipes(settings, tmp_path):
     mm1 = build_recipe(load_settings(SFTSettings, write(tmp_path, settings)), None).data
     assert (mm1.image_splitting, mm1.resolution) == ("static", 1344)
     assert mm1.mixture["dvqa"] / mm1.mixture["vqav2"] == pytest.approx(200 / 83)
+
+
+def test_the_images_of_a_source_may_lie_in_a_folder_of_their_own(settings, tmp_path, capsys):
+    """LLaVA's own layout: the JSON in one folder, the images in another."""
+    (tmp_path / "images" / "coco").mkdir(parents=True)
+    Image.new("RGB", (20, 30)).save(tmp_path / "images" / "coco" / "0.png")
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "This."}]
+    record = {"image": "coco/0.png", "conversations": turns}
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json" / "llava.json").write_text(json.dumps([record] * 120), encoding="utf-8")
+    llava = {"path": str(tmp_path / "json" / "llava.json"), "layout": "llava_chat"}
+    settings["sources"] = {"general": llava | {"image_folder": str(tmp_path / "images")}}
+    mixture = build_run(load_settings(SFTSettings, write(tmp_path, settings))).trainer.train_dataset
+    assert "pixel_values" in next(iter(mixture))
+    settings["sources"] = {"general": llava}
+    mixture = build_run(load_settings(SFTSettings, write(tmp_path, settings))).trainer.train_dataset
+    with pytest.raises(ValueError, match=r"100 were dropped \(missing file 100\).*\(image_folder\)"):
+        next(iter(mixture))
+    # Refused as the file is read, before a model is loaded.
+    settings["sources"] = {"general": llava | {"image_folder": str(tmp_path / "none")}}
+    settings["model"] = "no/such/model"
+    assert main(["sft", "--config", write(tmp_path, settings)]) == 2
+    assert "source general: image_folder is" in capsys.readouterr().err
 
 
 def test_categories_are_seen_by_their_weights(settings, tmp_path):

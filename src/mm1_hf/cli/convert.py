@@ -8,6 +8,7 @@ import torch
 
 import mm1_hf  # noqa: F401 - registers MM1 with the Auto classes
 from mm1_hf import convert as conversions
+from mm1_hf.cli.models import find_model
 
 
 CONVERSIONS: dict[str, Callable[..., None]] = {
@@ -31,5 +32,5 @@ def run(kind: str, source: str, output: str, dtype: str | None, max_shard_size: 
             f"--allow-pickle does nothing for the kind {kind}, whose checkpoints are not pickles. Leave it out."
         )
     options = {name: value for name, value in options.items() if name in taken}
-    function(source, output, dtype=None if dtype is None else getattr(torch, dtype), **options)
+    function(find_model(source), output, dtype=None if dtype is None else getattr(torch, dtype), **options)
     print(f"{kind}: {source} -> {output}")

@@ -2,8 +2,10 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from mm1_hf.cli.models import find_model
 from mm1_hf.inspection.row_page import write_page
 from mm1_hf.inspection.sources import CHAT, Labels, inspect_data, inspect_mixture
 from mm1_hf.inspection.terminal import render
@@ -16,6 +18,7 @@ def run(
     config: str | None,
     command: str | None,
     layout: str | None,
+    image_folder: str | None,
     split: str | None,
     row: int,
     labels: Labels | None,
@@ -34,6 +37,7 @@ def run(
                 ("DATA", data),
                 ("--model", model),
                 ("--layout", layout),
+                ("--image-folder", image_folder),
                 ("--split", split),
                 ("--labels", labels),
             )
@@ -41,7 +45,8 @@ def run(
         ]:
             raise ValueError(f"--config says which data is read: leave out {', '.join(given)}.")
         kind = SFTSettings if command == "sft" else PretrainingSettings
-        inspected = inspect_mixture(load_settings(kind, config), row)
+        settings = load_settings(kind, config)
+        inspected = inspect_mixture(replace(settings, model=find_model(settings.model)), row)
     elif command is not None:
         raise ValueError(
             f"--command {command} says what the file of --config is for: give --config too, or leave --command out."
@@ -50,7 +55,13 @@ def run(
         raise ValueError("give DATA and --model, or the settings file of a run with --config.")
     else:
         inspected = inspect_data(
-            model, data, layout=layout or CHAT, split=split or "train", row=row, labels=labels or "mm1"
+            find_model(model),
+            data,
+            layout=layout or CHAT,
+            split=split or "train",
+            row=row,
+            labels=labels or "mm1",
+            image_folder=image_folder,
         )
     print(render(inspected, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
     if html is not None:

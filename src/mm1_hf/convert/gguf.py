@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import is_gguf_available
 
 from mm1_hf.convert.engine import MAX_SHARD_SIZE, new_folder
+from mm1_hf.model.versions import DEQUANTIZE_GGUF
 
 
 def convert_gguf(
@@ -46,7 +47,7 @@ def convert_gguf(
             gguf_file=path.name,
             dtype=dtype,
             # Without dequantisation, the model could neither be trained nor saved.
-            quantization_config=GgufConfig(dequantize=True),
+            **DEQUANTIZE_GGUF,
         )
         model.save_pretrained(partial, max_shard_size=max_shard_size)
         tokenizer = cast(Any, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name))

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from mm1_hf.convert.checkpoint import Checkpoint, read_json, source_folder
 from mm1_hf.convert.engine import MAX_SHARD_SIZE, Made, empty_model, new_folder, target_names, write_model

@@ -127,12 +127,16 @@ class Drops:
     Counts the dropped records by source and reason, and raises an error when a source has too many. The first record
     that is dropped for a reason is logged as a warning.
 
-    The error is raised when the share of dropped records is above the limit by more than four standard deviations.
-    Otherwise, if many readers with few records each count separately, one of them would stop the run by mere chance.
+    A record is judged twice: when it is read and encoded, by [`~Drops.seen`], and when the images of its examples are
+    decoded, which may be much later, by [`~Drops.decoded`]. The share of a source that is dropped is computed from both
+    shares, each of what has been judged so far.
+
+    The error is raised when this share is above the limit by more than four standard deviations. Otherwise, if many
+    readers with few records each count separately, one of them would stop the run by mere chance.
 
     Args:
         max_share: largest share of a source's records that may be dropped, from 0 to 1.
-        min_seen: number of records of a source that must be read before its share is checked.
+        min_seen: number of records of a source that must be judged before its share is checked.
 
     Raises:
         ValueError: `max_share` is not between 0 and 1.
@@ -144,41 +148,53 @@ class Drops:
         self.max_share = max_share
         self.min_seen = min_seen
         self._seen: Counter[str] = Counter()
+        self._decoded: Counter[str] = Counter()
+        self._broken: Counter[str] = Counter()
         self._dropped: dict[str, Counter[str]] = {}
         self._examples: dict[str, dict[str, str]] = {}
 
-    def seen(self, source: str) -> None:
+    def seen(self, source: str, why: Unusable | None = None) -> None:
         """
-        Counts a record that was read. To be called for every record, before [`~Drops.drop`] if it is dropped.
+        Counts a record that was read. To be called for every record, when it is known whether it is dropped: a record
+        that is counted before counts as a good one.
 
         Args:
             source: name of the record's source.
+            why: why the record is dropped, if it is.
 
         Raises:
             ValueError: too many of the source's records were dropped.
         """
         self._seen[source] += 1
-        if self._seen[source] == self.min_seen:
+        if why is not None:
+            self._note(source, why)
+        if why is not None or self._seen[source] == self.min_seen:
             self._judge(source)
 
-    def drop(self, source: str, why: Unusable) -> None:
+    def decoded(self, source: str, why: Unusable | None = None) -> None:
         """
-        Counts the record that was read last as dropped.
+        Counts an example of a record whose images were decoded, or that has no images.
 
         Args:
             source: name of the record's source.
-            why: why the record cannot be used.
+            why: why the example is dropped, if an image turned out to be corrupt.
 
         Raises:
             ValueError: too many of the source's records were dropped.
         """
+        self._decoded[source] += 1
+        if why is not None:
+            self._broken[source] += 1
+            self._note(source, why)
+        if why is not None or self._decoded[source] == self.min_seen:
+            self._judge(source)
+
+    def _note(self, source: str, why: Unusable) -> None:
         reasons = self._dropped.setdefault(source, Counter())
         reasons[why.reason] += 1
         if reasons[why.reason] == 1:
             self._examples.setdefault(source, {})[why.reason] = str(why)
             logger.warning(f"A record of {source} is dropped: {why} (others with this reason are counted, not logged)")
-        if self._seen[source] >= self.min_seen:
-            self._judge(source)
 
     def merge(self, other: "Drops") -> None:
         """
@@ -191,24 +207,35 @@ class Drops:
             ValueError: by the sum of the counts, too many records of a source were dropped.
         """
         self._seen.update(other._seen)
+        self._decoded.update(other._decoded)
+        self._broken.update(other._broken)
         for source, reasons in other._dropped.items():
             self._dropped.setdefault(source, Counter()).update(reasons)
             self._examples[source] = other._examples[source] | self._examples.get(source, {})
-        for source, seen in self._seen.items():
-            if seen >= self.min_seen:
-                self._judge(source)
+        for source in self._seen:
+            self._judge(source)
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """`{source: {"seen": records read, "dropped": {reason: records}, "share": dropped / seen}}`."""
+        """`{source: {"seen": records judged, "dropped": {reason: number}, "share": share that is dropped}}`."""
         return {
             source: {"seen": seen, "dropped": dict(self._dropped.get(source, {})), "share": self._share(source)}
             for source, seen in self._seen.items()
         }
 
+    def _refused(self, source: str) -> int:
+        """Number of records that were dropped before their images were decoded."""
+        return sum(self._dropped.get(source, {}).values()) - self._broken[source]
+
+    def _share(self, source: str) -> float:
+        refused = self._refused(source) / max(self._seen[source], 1)
+        return refused + (1 - refused) * self._broken[source] / max(self._decoded[source], 1)
+
     def state_dict(self) -> dict[str, Any]:
         """The counts, and one example for each reason, in a form that JSON can hold."""
         return {
             "seen": dict(self._seen),
+            "decoded": dict(self._decoded),
+            "broken": dict(self._broken),
             "dropped": {source: dict(reasons) for source, reasons in self._dropped.items()},
             "examples": {source: dict(examples) for source, examples in self._examples.items()},
         }
@@ -221,21 +248,29 @@ class Drops:
             state: what [`~Drops.state_dict`] returned.
         """
         self._seen = Counter(state["seen"])
+        # Checkpoints of earlier versions do not have these counts.
+        self._decoded, self._broken = Counter(state.get("decoded", {})), Counter(state.get("broken", {}))
         self._dropped = {source: Counter(reasons) for source, reasons in state["dropped"].items()}
         self._examples = {source: dict(examples) for source, examples in state["examples"].items()}
 
-    def _share(self, source: str) -> float:
-        return sum(self._dropped.get(source, {}).values()) / max(self._seen[source], 1)
-
     def _judge(self, source: str) -> None:
-        chance = 4 * math.sqrt(self.max_share * (1 - self.max_share) / self._seen[source])
-        if self._share(source) <= self.max_share + chance:
+        seen, decoded, refused = self._seen[source], self._decoded[source], self._refused(source)
+        if seen < self.min_seen:
             return
+        # A few decoded examples say nothing about the source yet.
+        few = decoded < self.min_seen
+        share, judged = (refused / seen, seen) if few else (self._share(source), min(seen, decoded))
+        if share <= self.max_share + 4 * math.sqrt(self.max_share * (1 - self.max_share) / judged):
+            return
+        broken = self._broken[source]
+        of_examples = f", and of the {decoded} examples whose images were decoded, {broken}" if broken else ""
         counts = ", ".join(f"{reason} {number}" for reason, number in self._dropped[source].most_common())
         reason = self._dropped[source].most_common(1)[0][0]
+        missing = "missing file" in self._dropped[source]
+        elsewhere = "give the folder of the images if they lie apart from the data (image_folder), " if missing else ""
         raise ValueError(
-            f"Of the {self._seen[source]} records of {source} read so far, {sum(self._dropped[source].values())} were "
-            f"dropped ({counts}), more than the allowed share of {self.max_share:.0%}. Correct the data, choose "
-            "another layout, or allow a larger share (max_share, in mixtures max_dropped_share). One of the dropped "
-            f"records: {self._examples[source][reason]}"
+            f"Of the {seen} records of {source} read so far, {refused} were dropped{of_examples} ({counts}), more than "
+            f"the allowed share of {self.max_share:.0%}. Correct the data, choose another layout, {elsewhere}or allow a "
+            "larger share (max_share, in mixtures max_dropped_share). One of the dropped records: "
+            f"{self._examples[source][reason]}"
         )

@@ -389,6 +389,21 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+def layout_named(name: str) -> Layout:
+    """
+    The layout of a name.
+
+    Args:
+        name: a key of [`LAYOUTS`].
+
+    Raises:
+        ValueError: there is no such layout.
+    """
+    if name not in LAYOUTS:
+        raise ValueError(f"There is no layout {name!r}; choose one of {', '.join(LAYOUTS)}.")
+    return LAYOUTS[name]
+
+
 def _document(parts: Iterable[str | ImagePart], name: str, kind: DocumentKind | None = None) -> Document:
     """Makes a document from its parts. Empty texts are dropped."""
     parts = tuple(part for part in parts if part != "")

@@ -336,9 +336,11 @@ class _PackedSource:
                 try:
                     if example.images:
                         pixels.append(self.encoder.pixel_values(example))
-                    examples.append(example)
                 except Unusable as reason:
-                    self.drops.drop(self.source.name, reason)
+                    self.drops.decoded(self.source.name, reason)
+                else:
+                    examples.append(example)
+                    self.drops.decoded(self.source.name)
             if examples:
                 return examples, pixels
 
@@ -350,21 +352,25 @@ class _PackedSource:
         self._pack(self._read(self.drops))
 
     def _read(self, drops: Drops) -> dict[tuple[int, int], Example]:
-        documents: list[tuple[int, Document]] = []
+        documents: dict[int, Document] = {}
+        refused: dict[int, Unusable] = {}
         for place in range(self.window):
             record, name = self.records.read()
-            drops.seen(self.source.name)
             try:
-                documents.append((place, LAYOUTS[self.source.layout](record, name)))
+                documents[place] = LAYOUTS[self.source.layout](record, name)
             except Unusable as reason:
-                drops.drop(self.source.name, reason)
+                refused[place] = reason
         examples = {}
-        encoded = self.encoder.encode([document for _, document in documents])
-        for (place, _), pieces in zip(documents, encoded, strict=True):
+        encoded = self.encoder.encode(list(documents.values()))
+        for place, pieces in zip(documents, encoded, strict=True):
             if isinstance(pieces, Unusable):
-                drops.drop(self.source.name, pieces)
+                refused[place] = pieces
             else:
                 examples |= {(place, piece): example for piece, example in enumerate(pieces)}
+        # Counted when all of them are judged, in the order in which they were read, so that the share of dropped
+        # records is right at every one of them.
+        for place in range(self.window):
+            drops.seen(self.source.name, refused.get(place))
         return examples
 
     def _pack(self, fresh: Mapping[tuple[int, int], Example]) -> None:

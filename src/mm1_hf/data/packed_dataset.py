@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from mm1_hf.data.documents import Unusable
 from mm1_hf.data.examples import ChatEncoder, Example
-from mm1_hf.data.layouts import LAYOUTS
+from mm1_hf.data.layouts import layout_named
 from mm1_hf.data.packing import build_row, pack
 from mm1_hf.data.readers import undecoded
 
@@ -27,8 +27,9 @@ class PackedDataset(Dataset):
         window: number of records that are packed together.
 
     Raises:
-        ValueError: a record cannot be used: it is longer than a row, has another number of images than of places for
-            them, or has nothing to learn from. The message names the index of the record.
+        ValueError: there is no such layout; or a record cannot be used: it is longer than a row, has another number of
+            images than of places for them, or has nothing to learn from. Then the message names the index of the
+            record.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class PackedDataset(Dataset):
         seed: int = 0,
         window: int = 1024,
     ):
-        self.dataset, self.encoder, self.layout = dataset, encoder, LAYOUTS[layout]
+        self.dataset, self.encoder, self.layout = dataset, encoder, layout_named(layout)
         features = undecoded(dataset.features)
         if features != dataset.features:
             self.dataset = dataset.cast(features)

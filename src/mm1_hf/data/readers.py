@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from datasets import (
     Features,
     Image,
     IterableDataset,
+    LargeList,
     List,
     ReadInstruction,
     Value,
@@ -23,7 +25,7 @@ from datasets import (
 
 from mm1_hf.data.archives import SAMPLE_FEATURES, read_archives
 from mm1_hf.data.documents import Unusable
-from mm1_hf.data.layouts import CORRUPT_ARCHIVE, FOLDER, LAYOUTS, LINE, WRONG_LAYOUT
+from mm1_hf.data.layouts import CORRUPT_ARCHIVE, FOLDER, LAYOUTS, LINE, WRONG_LAYOUT, Layout, layout_named
 
 
 # Where a folder holds files of several formats, only the format that comes first in this list is read: images and
@@ -45,7 +47,13 @@ _SPLITS = {
 
 
 def read(
-    path_or_id: str | os.PathLike[str], layout: str, *, split: str = "train", streaming: bool = False, **options: Any
+    path_or_id: str | os.PathLike[str],
+    layout: str,
+    *,
+    split: str = "train",
+    streaming: bool = False,
+    image_folder: str | os.PathLike[str] | None = None,
+    **options: Any,
 ) -> Dataset | IterableDataset:
     """
     Reads the records of a data set, which the function `LAYOUTS[layout]` can turn into documents. Images are not
@@ -63,28 +71,34 @@ def read(
         streaming: whether to yield the records in the order of the files, while these are being read. Otherwise, and
             always for JSON files, which may be one single list, all records are first written to the cache of
             `datasets` and can then be read in any order.
+        image_folder: the folder where relative paths of images start. Unset, they start at the folder of the data
+            files.
         options: keyword arguments of `datasets.load_dataset_builder`, for example `name`, `data_files`, `revision` or
             `cache_dir`. For tar archives they go to `datasets.Dataset.from_generator`, and are ignored when streaming.
 
     Returns:
-        The records. A record of local files holds their folder under `__folder__` (the folder that contains them all,
-        if there are several), and layouts resolve relative paths from there. A line of JSON lines is kept as text
-        under `__line__`, and a sample of an archive is kept as its files under `__files__`: so a corrupt line or
-        sample is a record that the layout refuses, and does not end the reading.
+        The records. A record holds under `__folder__` the folder where layouts let relative paths start: the
+        `image_folder`, or the folder of the local files (the one that contains them all, if there are several). A
+        line of JSON lines is kept as text under `__line__`, and a sample of an archive is kept as its files under
+        `__files__`: so a corrupt line or sample is a record that the layout refuses, and does not end the reading.
 
     Raises:
-        ValueError: the layout, the files or the split do not exist, or the data cannot be read, have another layout or
-            hold no records.
+        ValueError: the layout, the files, the split or the folder of the images do not exist, or the data cannot be
+            read, have another layout or hold no records.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"There is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
-    dataset, first = _read(path_or_id, split, streaming, options)
-    _try_layout(first, layout, str(path_or_id))
+    chosen = layout_named(layout)
+    dataset, first = _read(path_or_id, split, streaming, image_folder, options)
+    _try_layout(first, chosen, layout, str(path_or_id))
     return dataset
 
 
 def read_records(
-    path_or_id: str | os.PathLike[str], *, split: str = "train", streaming: bool = False, **options: Any
+    path_or_id: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    streaming: bool = False,
+    image_folder: str | os.PathLike[str] | None = None,
+    **options: Any,
 ) -> Dataset | IterableDataset:
     """
     Reads the records of a data set as [`read`] does, without checking them against a layout.
@@ -93,25 +107,52 @@ def read_records(
         path_or_id: see [`read`].
         split: see [`read`].
         streaming: see [`read`].
+        image_folder: see [`read`].
         options: see [`read`].
 
     Raises:
-        ValueError: the files or the split do not exist, or the data cannot be read or hold no records.
+        ValueError: the files, the split or the folder of the images do not exist, or the data cannot be read or hold
+            no records.
     """
-    return _read(path_or_id, split, streaming, options)[0]
+    return _read(path_or_id, split, streaming, image_folder, options)[0]
+
+
+def find_image_folder(folder: str | os.PathLike[str]) -> str:
+    """
+    The absolute path of a folder of images.
+
+    Args:
+        folder: the folder. A relative path starts at the current folder.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    path = os.path.abspath(os.path.expanduser(folder))
+    if not os.path.isdir(path):
+        raise ValueError(
+            f"image_folder is {os.fspath(folder)!r}, but there is no folder {path}. Give the folder where the images' "
+            "paths in the records start."
+        )
+    return path
 
 
 def _read(
-    path_or_id: str | os.PathLike[str], split: str, streaming: bool, options: dict[str, Any]
+    path_or_id: str | os.PathLike[str],
+    split: str,
+    streaming: bool,
+    image_folder: str | os.PathLike[str] | None,
+    options: dict[str, Any],
 ) -> tuple[Dataset | IterableDataset, list[dict[str, Any]]]:
     """The records, and a list of the first ten of them."""
     source = os.fspath(path_or_id)
+    root = None if image_folder is None else find_image_folder(image_folder)
     files = _local_files(source)
     try:
         if files is None:
             dataset = _open(load_dataset_builder(source, **options), split, streaming)
+            dataset = dataset if root is None else _with_folder(dataset, root)
         else:
-            dataset = _open_files(files, split, streaming, options)
+            dataset = _open_files(files, split, streaming, root, options)
         first = list(islice(dataset, 10))
     # datasets raises these errors for an empty file.
     except (StopIteration, IndexError):
@@ -165,15 +206,16 @@ def _format(file: str) -> str | None:
 
 
 def _open_files(
-    files: dict[str, list[str]], split: str, streaming: bool, options: dict[str, Any]
+    files: dict[str, list[str]], split: str, streaming: bool, root: str | None, options: dict[str, Any]
 ) -> Dataset | IterableDataset:
+    """The records of local files. Relative paths start at `root`, or else at the folder that contains the files."""
     name = split.partition("[")[0]
     if name not in files:
         raise ValueError(f"there is no split {name!r}; the splits of the files are {', '.join(files)}")
     folder = os.path.commonpath([os.path.dirname(file) for file in files[name]])
     kind = _format(files[name][0])
     if kind == "tar":
-        return _with_folder(_open_archives(files[name], split, streaming, options), folder)
+        return _with_folder(_open_archives(files[name], split, streaming, options), root or folder)
     source = folder
     options = {"data_files": files} | options
     if kind in ("jsonl", "ndjson"):
@@ -190,7 +232,7 @@ def _open_files(
         dataset = dataset.rename_column("text", LINE)
     if streaming and isinstance(dataset, Dataset):
         dataset = dataset.to_iterable_dataset()
-    return _with_folder(dataset, folder)
+    return _with_folder(dataset, root or folder)
 
 
 def _open(builder: DatasetBuilder, split: str, streaming: bool) -> Dataset | IterableDataset:
@@ -229,14 +271,14 @@ def undecoded(feature: Any) -> Any:
         return Image(mode=feature.mode, decode=False)
     if isinstance(feature, dict):
         return type(feature)({name: undecoded(inner) for name, inner in feature.items()})
-    return List(undecoded(feature.feature)) if isinstance(feature, List) else feature
+    return replace(feature, feature=undecoded(feature.feature)) if isinstance(feature, List | LargeList) else feature
 
 
-def _try_layout(records: list[dict[str, Any]], layout: str, name: str) -> None:
+def _try_layout(records: list[dict[str, Any]], layout: Layout, layout_name: str, name: str) -> None:
     errors = []
     for record in records:
         try:
-            LAYOUTS[layout](record, name)
+            layout(record, name)
         except Unusable as error:
             errors.append(error)
     reasons = {error.reason for error in errors}
@@ -246,7 +288,7 @@ def _try_layout(records: list[dict[str, Any]], layout: str, name: str) -> None:
         raise ValueError(f"{name} cannot be read: {errors[0].detail}")
     if reasons == {WRONG_LAYOUT}:
         raise ValueError(
-            f"{name} is not of the layout {layout!r}: {errors[0].detail}. Choose the "
+            f"{name} is not of the layout {layout_name!r}: {errors[0].detail}. Choose the "
             f"layout that fits; mm1_hf.data.layouts describes what each reads: {', '.join(LAYOUTS)}."
         )
 

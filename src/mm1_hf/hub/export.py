@@ -9,6 +9,7 @@ from transformers.exporters.configs import OnnxConfig
 from transformers.exporters.exporter_onnx import OnnxExporter
 
 from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
+from mm1_hf.model.versions import CACHE
 
 
 IMAGE_FEATURES = "image_features"
@@ -65,11 +66,11 @@ def export_onnx(model: MM1ForConditionalGeneration, folder: str | Path) -> None:
     embeddings: Any = model.get_input_embeddings()
     with torch.no_grad():
         embeds = embeddings(input_ids)
-        past = model(inputs_embeds=embeds[:, :5], use_cache=True).past_key_values
+        past = model(inputs_embeds=embeds[:, :5], use_cache=True)[CACHE]
     decoder_inputs = {
         "inputs_embeds": embeds[:, 5:],
         "attention_mask": torch.ones_like(input_ids),
-        "past_key_values": past,
+        CACHE: past,
         "use_cache": True,
     }
     graphs: dict[str, tuple[Any, dict[str, Any], OnnxConfig]] = {

@@ -1,9 +1,11 @@
 """Publishes a saved model or adapter on the Hub: its files are checked before the upload, and arrive in one commit."""
 
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.utils import get_session
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 
 from mm1_hf.hub.card import CardDetails, model_card
@@ -12,6 +14,9 @@ from mm1_hf.hub.repository import CARD_NAME, read_repository
 
 
 logger = logging.get_logger(__name__)
+
+# huggingface_hub 1.x speaks through httpx, 2.x through httpx2: the session is of the one that is in use.
+_TRANSPORT_ERROR = import_module(type(get_session()).__module__.split(".")[0]).TransportError
 
 # Placeholder in the cards that transformers and PEFT write: a card that still holds it has not been filled in.
 _UNFILLED = "[More Information Needed]"
@@ -69,24 +74,28 @@ def push(
     if repository.left_out:
         logger.warning(f"These files in {repository.folder} are not published: {', '.join(repository.left_out)}.")
     api = HfApi()
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    # The commit is made by hand, because upload_folder may make several commits.
-    before = api.model_info(repo_id)
-    stale = [
-        each.rfilename
-        for each in before.siblings or ()
-        if "/" not in each.rfilename
-        and (each.rfilename.endswith(".safetensors") or each.rfilename == SAFE_WEIGHTS_INDEX_NAME)
-        and each.rfilename not in repository.files
-    ]
-    operations = [
-        CommitOperationAdd(CARD_NAME, card.encode()),
-        *(CommitOperationAdd(name, str(path)) for name, path in repository.files.items()),
-        *(CommitOperationDelete(name) for name in stale),
-    ]
     message = "Upload adapter" if repository.adapter else "Upload model"
     try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        # The commit is made by hand, because upload_folder may make several commits.
+        before = api.model_info(repo_id)
+        stale = [
+            each.rfilename
+            for each in before.siblings or ()
+            if "/" not in each.rfilename
+            and (each.rfilename.endswith(".safetensors") or each.rfilename == SAFE_WEIGHTS_INDEX_NAME)
+            and each.rfilename not in repository.files
+        ]
+        operations = [
+            CommitOperationAdd(CARD_NAME, card.encode()),
+            *(CommitOperationAdd(name, str(path)) for name, path in repository.files.items()),
+            *(CommitOperationDelete(name) for name in stale),
+        ]
         return api.create_commit(repo_id, operations, commit_message=message, parent_commit=before.sha)
+    except _TRANSPORT_ERROR as error:
+        raise OSError(
+            f"{api.endpoint} cannot be reached: {error or type(error).__name__}. Push again later."
+        ) from error
     except RuntimeError as error:
         # huggingface_hub raises a RuntimeError if the upload of a file fails.
         raise OSError(

@@ -161,23 +161,24 @@ p { margin: 0 0 0.8rem; }
 .facts dt { color: var(--muted); font-size: 0.85rem; }
 .facts dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
 .figures { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 1.5rem; }
-figure { flex: 1 0 100%; }
+figure { flex: 1 0 100%; min-width: 0; }
 .whole { flex: 0 1 11rem; } .whole figcaption { font-size: 0.85rem; }
 figcaption { margin-bottom: 0.5rem; color: var(--muted); }
 figcaption b { color: var(--text); }
 .tiles { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 1.5rem; }
-.grid { display: grid; grid-template-columns: repeat(var(--cols), minmax(0, 11rem)); gap: 5px; }
+.grid { display: grid; grid-template-columns: repeat(var(--cols), minmax(4rem, 11rem)); gap: 5px; max-width: 100%;
+  overflow-x: auto; }
 .overview { width: 11rem; }
 .overview p { color: var(--muted); font-size: 0.85rem; margin: 0.25rem 0 0; }
 .tile { position: relative; line-height: 0; }
-.tile img { width: 100%; min-width: 4rem; height: auto; border: 1px solid var(--line); image-rendering: pixelated; }
-.tile span { position: absolute; bottom: 4px; padding: 0 0.35em; border-radius: 3px; font-size: 0.72rem; line-height: 1.5;
+.tile img { width: 100%; height: auto; border: 1px solid var(--line); image-rendering: pixelated; }
+.tile span { position: absolute; padding: 0 0.35em; border-radius: 3px; font-size: 0.72rem; line-height: 1.5;
   background: #000a; color: #fff; font-variant-numeric: tabular-nums; }
-.tile .where { left: 4px; } .tile .places { right: 4px; }
+.tile .where { top: 4px; left: 4px; } .tile .places { bottom: 4px; right: 4px; }
 .overview .where { display: none; }
 .warning { display: inline-block; margin: 0 0.5rem 0.8rem 0; padding: 0.2rem 0.7rem; border-radius: 4px;
   background: var(--wrong); color: #fff; }
-.legend span { margin-right: 0.6rem; font-size: 0.85rem; }
+.legend { display: flex; flex-wrap: wrap; gap: 0.4rem 0.6rem; font-size: 0.85rem; }
 .strip { display: flex; height: 10px; margin-bottom: 3px; background: var(--panel); border-radius: 2px; overflow: hidden; }
 .strip span { flex-basis: 0; min-width: 0; }
 .strip .segment { background: hsl(var(--hue) 55% var(--edge)); }

@@ -170,6 +170,7 @@ def inspect_data(
     split: str = "train",
     row: int = 0,
     labels: Labels = "mm1",
+    image_folder: str | Path | None = None,
 ) -> InspectedRow:
     """
     Inspects a record of a data set.
@@ -181,9 +182,11 @@ def inspect_data(
         split: split of the data set.
         row: index of the record, counted from 0.
         labels: see [`inspect_chat`].
+        image_folder: folder where the relative paths of the images start, as for [`mm1_hf.data.readers.read`].
 
     Raises:
-        ValueError: there is no such layout or record, the record cannot be read, or `labels` is `"trl"` for documents.
+        ValueError: there is no such layout, record or `image_folder`, the record cannot be read, or `labels` is
+            `"trl"` for documents.
     """
     processor = AutoProcessor.from_pretrained(model)
     title = f"row {row} of {data}"
@@ -192,9 +195,10 @@ def inspect_data(
             raise ValueError(
                 f"TRL's trainers read chats, not documents: leave out layout {layout!r}, or the labels 'trl'."
             )
-        records = read(data, layout, split=split)
+        records = read(data, layout, split=split, image_folder=image_folder)
         return inspect_document(processor, LAYOUTS[layout](_record(records, row, data), title))
-    record = dict(unwrapped(_record(read_records(data, split=split), row, data), title))
+    records = read_records(data, split=split, image_folder=image_folder)
+    record = dict(unwrapped(_record(records, row, data), title))
     given = record.pop("image", None) if "images" not in record else record.pop("images")
     given = [] if given is None else given if isinstance(given, list) else [given]
     record["images"] = [image_of_part({"image": image}, record, title).load() for image in given]

@@ -1,10 +1,13 @@
 """Loading of adapters into an MM1: adapters that were made for another base model are refused."""
 
 import re
+from importlib import import_module
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from .versions import LOADS_WHOLE_MODULES
 
 
 # Matches the name of an adapter's weight; its group is the name of the adapter.
@@ -28,9 +31,43 @@ class AdapterLoadingMixin:
             ValueError: the adapter was made for another base model.
         """
         loaded = super().load_adapter(*args, **{"ignore_mismatched_sizes": True, **kwargs})  # ty: ignore[missing-attribute] -- a mixin
-        mismatched = {name for name, *_ in loaded.mismatched_keys}
-        _require_fit(mismatched | set(loaded.unexpected_keys), set(loaded.missing_keys))
+        wrong = {name for name, *_ in loaded.mismatched_keys} | set(loaded.unexpected_keys)
+        missing = set(loaded.missing_keys)
+        if not LOADS_WHOLE_MODULES:
+            placed = self._load_whole_modules(*args, **kwargs)
+            wrong, missing = wrong - placed.keys(), missing - set(placed.values())
+        _require_fit(wrong, missing)
         return loaded
+
+    def _load_whole_modules(
+        self,
+        peft_model_id: str | None = None,
+        adapter_name: str | None = None,
+        peft_config: Any = None,
+        adapter_state_dict: dict[str, torch.Tensor] | None = None,
+        *others: Any,
+        **kwargs: Any,
+    ) -> dict[str, str]:
+        """
+        Loads the modules that an adapter holds whole, such as the connector, which transformers leaves out up to 5.17.
+
+        Returns:
+            The names of their weights in the base model, with their names beside an adapter.
+        """
+        if adapter_state_dict is None:
+            # By name: a file of remote code that imports PEFT could not be loaded without it.
+            peft: Any = import_module("peft.utils")
+            adapter_state_dict = peft.load_peft_weights(peft_model_id, **(kwargs.get("adapter_kwargs") or {}))
+        given = {name.removeprefix("base_model.model."): weight for name, weight in adapter_state_dict.items()}
+        beside = f".modules_to_save.{adapter_name or 'default'}."
+        placed = {}
+        with torch.no_grad():
+            for name, own in self.named_parameters():  # ty: ignore[missing-attribute] -- a mixin
+                weight = given.get(name.replace(beside, ".")) if beside in name else None
+                if weight is not None and weight.shape == own.shape:
+                    own.copy_(weight)
+                    placed[name.replace(beside, ".")] = name
+        return placed
 
     def _load_from_state_dict(
         self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any, **kwargs: Any

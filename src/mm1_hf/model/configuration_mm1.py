@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import transformers
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
 from .configuration_aim import AIMVisionConfig
+from .versions import warn_if_untested
 
 
 ConnectorType = Literal["c_abstractor", "average", "attention", "linear", "mlp"]
@@ -19,6 +21,17 @@ ConnectorType = Literal["c_abstractor", "average", "attention", "linear", "mlp"]
 _UNREDUCED = ("linear", "mlp")
 _PAPER_TOKENS = 144
 _PRESETS = Path(__file__).parent / "presets"
+# The final model's ViT-H/14.
+_DEFAULT_VISION = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "image_size": 378,
+    "projection_dim": 1024,
+}
 
 # Types of fields that may be left unset and are filled in when the configuration is built. `@strict` checks the value
 # that was given, which may be None; type checkers see the value that is read later, which is not None.
@@ -232,7 +245,7 @@ class MM1TextConfig(PreTrainedConfig):
 
     model_type = "mm1_text"
     base_config_key = "text_config"
-    keys_to_ignore_at_inference = ["past_key_values", "router_logits", "aux_loss"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "router_logits", "aux_loss"]
     default_theta = 10000.0
 
     base_model_tp_plan = {
@@ -429,24 +442,16 @@ class MM1Config(PreTrainedConfig):
     """
 
     model_type = "mm1"
-    sub_configs_defaults = {
-        "vision_config": SubConfigSpec(
-            config_class=AutoConfig,
-            model_type="clip_vision_model",
-            init_kwargs={
-                "hidden_size": 1280,
-                "intermediate_size": 5120,
-                "num_hidden_layers": 32,
-                "num_attention_heads": 16,
-                "patch_size": 14,
-                "image_size": 378,
-                "projection_dim": 1024,
-            },
-        ),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="mm1_text"),
-        "connector_config": SubConfigSpec(config_class=MM1ConnectorConfig),
-    }
-    keys_to_ignore_at_inference = ["past_key_values", "router_logits", "aux_loss", "image_hidden_states"]
+    # Not `sub_configs_defaults`, which would also fill in the defaults: transformers has it since 5.20 only.
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig, "connector_config": MM1ConnectorConfig}
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "cache",
+        "router_logits",
+        "aux_loss",
+        "image_hidden_states",
+        "image_outputs",
+    ]
     # The parts' configurations have their own plans.
     base_model_fsdp_plan = None  # ty: ignore[invalid-assignment] -- transformers' annotation leaves None out
 
@@ -463,6 +468,11 @@ class MM1Config(PreTrainedConfig):
     pixel_scale: list[float | int] | None = None
 
     def __post_init__(self, **kwargs):
+        self.vision_config = _built("vision_config", self.vision_config, _DEFAULT_VISION)
+        self.text_config = _built("text_config", self.text_config, {"model_type": MM1TextConfig.model_type})
+        self.connector_config = _built(
+            "connector_config", self.connector_config, {"model_type": MM1ConnectorConfig.model_type}
+        )
         super().__post_init__(**kwargs)
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
@@ -605,6 +615,24 @@ def vision_grid_size(vision_config: PreTrainedConfig) -> int:
     return image_size // patch_size
 
 
+def _built(name: str, given: Any, default: dict[str, Any]) -> PreTrainedConfig:
+    """Configuration of a part, built from its fields unless it is built already."""
+    if isinstance(given, PreTrainedConfig):
+        return given
+    if given is not None and not isinstance(given, dict):
+        raise ValueError(f"{name} is a {type(given).__name__}; give a dict of its fields, or a configuration.")
+    values = dict(default if given is None else given)
+    model_type = values.pop("model_type", default["model_type"])
+    if model_type == MM1ConnectorConfig.model_type:
+        return MM1ConnectorConfig(**values)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{name} has the model type {model_type!r}, which transformers {transformers.__version__} does not know. "
+            "Install a transformers that has this model, or import the package that registers it."
+        )
+    return CONFIG_MAPPING[model_type](**values)
+
+
 def _require_positive(config: PreTrainedConfig, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
@@ -618,6 +646,9 @@ def _require_positive(config: PreTrainedConfig, *names: str) -> None:
 for part in (AIMVisionConfig, MM1TextConfig):
     if part.model_type not in CONFIG_MAPPING:
         AutoConfig.register(part.model_type, part)
+
+# Every way to load an MM1 imports this file.
+warn_if_untested()
 
 
 __all__ = ["MM1Config", "MM1ConnectorConfig", "MM1TextConfig", "preset_names"]

@@ -12,8 +12,13 @@ from .segments import boundary_kwargs, segment_positions
 
 
 def build_decoder(config: PreTrainedConfig) -> PreTrainedModel:
-    """Builds the decoder: `mm1_text` from its class in this package, which also loads from the Hub without the
-    package; any other decoder by its model type."""
+    """
+    Builds the decoder: `mm1_text` from its class in this package, which also loads from the Hub without the package; any
+    other decoder by its model type.
+
+    Args:
+        config: configuration of the decoder.
+    """
     # CODEPATH: the presets and every other MM1 with an mm1_text decoder; the last line builds other decoders.
     if config.model_type == MM1TextConfig.model_type:
         return MM1TextModel._from_config(config)
@@ -21,12 +26,22 @@ def build_decoder(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def balance_coefficient(text_config: PreTrainedConfig) -> float | None:
-    """Weight of a decoder's load-balancing loss, None if it has none. JetMoE calls the field `aux_loss_coef`."""
+    """
+    Weight of a decoder's load-balancing loss, `None` if it has none. JetMoE calls the field `aux_loss_coef`.
+
+    Args:
+        text_config: configuration of the decoder.
+    """
     return getattr(text_config, "router_aux_loss_coef", getattr(text_config, "aux_loss_coef", None))
 
 
 def num_experts(text_config: PreTrainedConfig) -> int:
-    """Number of experts in a sparse layer; 0 for a dense decoder and for one without a load-balancing loss."""
+    """
+    Number of experts in a sparse layer; 0 for a dense decoder and for one without a load-balancing loss.
+
+    Args:
+        text_config: configuration of the decoder.
+    """
     if balance_coefficient(text_config) is None:
         return 0
     return getattr(text_config, "num_experts", None) or getattr(text_config, "num_local_experts", None) or 0
@@ -35,6 +50,10 @@ def num_experts(text_config: PreTrainedConfig) -> int:
 def require_packed_path(decoder: PreTrainedModel, inputs_embeds: torch.Tensor) -> None:
     """
     Refuses a decoder that cannot keep the segments of a packed row apart.
+
+    Args:
+        decoder: the decoder.
+        inputs_embeds: `(batch, sequence, hidden)`. Only its width, dtype and device are used, not its values.
 
     Raises:
         ValueError: in this decoder the segments of a packed row would see each other.

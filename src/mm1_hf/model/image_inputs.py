@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from huggingface_hub.utils import get_session
 from PIL import Image, ImageOps
-from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import ChannelDimension, ImageInput, infer_channel_dimension_format
 
 
@@ -244,7 +243,7 @@ def to_uint8_pixels(
                 if array.dtype.itemsize == 2:
                     array = np.rint(array / 257).astype(np.uint8)
             elif do_convert_rgb and (image.mode != "RGB" or "transparency" in image.info):
-                array = np.asarray(convert_to_rgb(image, return_numpy=True))
+                array = _picture_as_rgb(image)
             else:
                 array = _copied(image)
         input_data_format = ChannelDimension.LAST
@@ -258,8 +257,24 @@ def to_uint8_pixels(
     if array.dtype != np.uint8:
         array = _to_uint8(array, index, do_rescale)
     if do_convert_rgb and array.shape[2] != 3:
-        array = np.asarray(convert_to_rgb(array, return_numpy=True, input_data_format=ChannelDimension.LAST))
+        array = _array_as_rgb(array)
     return torch.from_numpy(np.require(array, requirements=["C", "W"])).permute(2, 0, 1)
+
+
+def _picture_as_rgb(image: Image.Image) -> np.ndarray:
+    """`(height, width, 3)`, uint8, with transparency laid over white."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def _array_as_rgb(array: np.ndarray) -> np.ndarray:
+    """The same for `(height, width, channels)` in uint8: one channel is grey, a fourth one is transparency."""
+    if array.shape[2] == 1:
+        return array.repeat(3, axis=2)
+    alpha = array[..., 3:] / 255
+    return np.round(alpha * array[..., :3] + (1 - alpha) * 255).astype(np.uint8)
 
 
 def _copied(image: Image.Image) -> np.ndarray:

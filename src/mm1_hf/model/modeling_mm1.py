@@ -9,7 +9,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, MoeModelOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.processing_utils import Unpack
@@ -39,30 +39,35 @@ from .segments import (
     segment_positions,
     segments_from_positions,
 )
+from .versions import CACHE, takes_cache
 from .vision import build_vision_tower, encode, normalize_levels
 
 
+# The attention of serving engines. They keep the cache themselves and call for every token as for a prefill, so nothing is
+# searched without images: an error would end the engine's process, whatever one of its users has written.
+_ENGINES = frozenset({"vllm", "sglang"})
+
+
 @dataclass
-class MM1ModelOutput(ModelOutput):
+class MM1ModelOutput(MoeModelOutputWithPast):
     r"""
     Output of [`MM1Model`].
 
     Args:
         last_hidden_state (`torch.Tensor` of shape `(batch, sequence, hidden)`): output of the decoder's last norm.
-        past_key_values (`Cache`, *optional*): keys and values of all tokens so far.
+        past_key_values (`Cache`, *optional*):
+            Keys and values of all tokens so far. Since transformers 5.24 the field is called `cache`.
         hidden_states (`tuple[torch.Tensor]`, *optional*):
             The decoder's input and the output of each layer, `(batch, sequence, hidden)` each.
         attentions (`tuple[torch.Tensor]`, *optional*): one `(batch, heads, sequence, sequence)` per layer.
         router_logits (`tuple[torch.Tensor]`, *optional*): one `(batch * sequence, experts)` per sparse layer.
         image_hidden_states (`torch.Tensor` of shape `(tiles, tokens, hidden)`, *optional*): the connector's output.
+        image_outputs (`BaseModelOutputWithPooling`, *optional*):
+            Output of [`MM1Model.get_image_features`], in evaluation mode.
     """
 
-    last_hidden_state: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    router_logits: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 class MM1PreTrainedModel(AdapterLoadingMixin, PreTrainedModel):
@@ -72,7 +77,7 @@ class MM1PreTrainedModel(AdapterLoadingMixin, PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -228,6 +233,7 @@ class MM1Model(MM1PreTrainedModel):
         )
         return mask
 
+    @takes_cache
     @merge_with_config_defaults
     @can_return_tuple
     def forward(
@@ -279,15 +285,19 @@ class MM1Model(MM1PreTrainedModel):
 
         if pixel_values is not None and pixel_values.shape[0] == 0:
             pixel_values = None
-        is_prefill = begins_rows(past_key_values)
+        is_prefill = begins_rows(past_key_values) and self.config.text_config._attn_implementation not in _ENGINES
         num_features = 0
         if pixel_values is not None:
             num_features = pixel_values.shape[0] * self.config.connector_config.num_tokens
         elif image_outputs is not None:
             num_features = image_outputs.pooler_output.shape[:-1].numel()
         # The host waits here for the number of placeholders, so it is read before the encoder's work is queued.
+        # Embeddings without images are not searched: the images may be in them already, and other tokens may have the
+        # embedding of the image token, as all tokens have that were added together with it and not yet trained.
         placeholders = (
-            self.get_placeholder_mask(input_ids, inputs_embeds, num_features) if is_prefill or num_features else None
+            self.get_placeholder_mask(input_ids, inputs_embeds, num_features)
+            if num_features or (is_prefill and input_ids is not None)
+            else None
         )
 
         if inputs_embeds is None:
@@ -309,11 +319,13 @@ class MM1Model(MM1PreTrainedModel):
         outputs = self.language_model(inputs_embeds=inputs_embeds, **text_inputs, **kwargs)
         return MM1ModelOutput(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=getattr(outputs, "past_key_values", None),
             hidden_states=outputs.hidden_states,
             attentions=getattr(outputs, "attentions", None),
             router_logits=getattr(outputs, "router_logits", None),
             image_hidden_states=image_tokens,
+            # It holds the encoder's patches, which training has no use for.
+            image_outputs=None if self.training else image_outputs,
+            **{CACHE: getattr(outputs, CACHE, None)},
         )
 
     def _join_collectives(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
@@ -347,7 +359,7 @@ class MM1Model(MM1PreTrainedModel):
             return {
                 "attention_mask": attention_mask,
                 "position_ids": position_ids,
-                "past_key_values": past_key_values,
+                CACHE: past_key_values,
                 "use_cache": use_cache,
             }
         require_packed_inputs(segment_ids, inputs_embeds.shape[:2], attention_mask, past_key_values)
@@ -358,7 +370,7 @@ class MM1Model(MM1PreTrainedModel):
         return {
             "attention_mask": None,
             "position_ids": segment_positions(segment_ids),
-            "past_key_values": None,
+            CACHE: None,
             "use_cache": False,
             **boundary_kwargs(segment_ids, self.language_model.config._attn_implementation),
         }
@@ -419,6 +431,23 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
             kwargs["pixel_values"] = pixel_values
         return super().generate(*args, **kwargs)  # ty: ignore[invalid-argument-type] -- the mixin types its self
 
+    def _expand_inputs_for_generation(self, expand_size: int = 1, input_ids: Any = None, **model_kwargs: Any) -> Any:  # ty: ignore[incompatible-method-override]
+        # Up to 5.17 transformers repeats `pixel_values` tile by tile, for beams and several answers, which would give a
+        # row the tiles of another. Later releases encode images before, and repeat what each row has. Can go when one of
+        # them is the oldest release of the range.
+        tiles = model_kwargs.pop("pixel_values", None)
+        repeated = None
+        if tiles is not None and expand_size > 1:
+            places = (input_ids == self.config.image_token_id).sum(dim=1) // self.config.connector_config.num_tokens
+            rows = tiles.split(places.tolist())
+            repeated = torch.cat([row for row in rows for _ in range(expand_size)])
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(  # ty: ignore[invalid-argument-type] -- see generate
+            expand_size=expand_size, input_ids=input_ids, **model_kwargs
+        )
+        if tiles is not None:
+            model_kwargs["pixel_values"] = tiles if repeated is None else repeated
+        return input_ids, model_kwargs
+
     def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """Changes the logits as transformers' causal language model of this decoder does after its head: Cohere and
         Falcon-H1 multiply them, Granite divides them, Gemma 2 caps them."""
@@ -431,6 +460,7 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
         cap = getattr(config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -509,12 +539,12 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             segment_ids=segment_ids,
             mm_encoder_outputs=mm_encoder_outputs,
             return_dict=True,
+            **{CACHE: past_key_values},
             **kwargs,
         )
         logits, loss, share = self.logits_and_loss(
@@ -541,12 +571,13 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
         return MM1CausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=outputs.router_logits if output_router_logits else None,
             aux_loss=aux_loss,
             image_hidden_states=outputs.image_hidden_states,
+            image_outputs=outputs.image_outputs,
+            **{CACHE: getattr(outputs, CACHE)},
         )
 
 

@@ -15,9 +15,13 @@ from transformers.generation import GenerationMixin
 from transformers.integrations import use_experts_implementation, use_kernel_forward_from_hub
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import ModelOutput, MoeModelOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+    MoeModelOutputWithPast,
+)
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
@@ -32,13 +36,14 @@ from .segments import (
     segment_positions,
     segments_from_positions,
 )
+from .versions import CACHE, takes_cache
 
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass
-class MM1CausalLMOutput(ModelOutput):
+class MM1CausalLMOutput(CausalLMOutputWithPast):
     r"""
     Output of MM1's models that have a head.
 
@@ -47,7 +52,8 @@ class MM1CausalLMOutput(ModelOutput):
             Scalar: cross-entropy over the targets, plus the z-loss if configured, plus `aux_loss` multiplied by this
             batch's share of `num_items_in_batch`.
         logits (`torch.Tensor` of shape `(batch, sequence, vocabulary)`, *optional*): None with `skip_logits`.
-        past_key_values (`Cache`, *optional*): keys and values of all tokens so far.
+        past_key_values (`Cache`, *optional*):
+            Keys and values of all tokens so far. Since transformers 5.24 the field is called `cache`.
         hidden_states (`tuple[torch.Tensor]`, *optional*):
             The decoder's input and the output of each layer, `(batch, sequence, hidden)` each.
         attentions (`tuple[torch.Tensor]`, *optional*): one `(batch, heads, sequence, sequence)` per layer.
@@ -56,16 +62,14 @@ class MM1CausalLMOutput(ModelOutput):
             Scalar: the router's load-balancing loss and z-loss over this batch, each multiplied by its coefficient.
             For decoders other than `mm1_text`, only the load-balancing loss.
         image_hidden_states (`torch.Tensor` of shape `(tiles, tokens, hidden)`, *optional*): the connector's output.
+        image_outputs (`BaseModelOutputWithPooling`, *optional*):
+            Output of the image encoder and the connector, in evaluation mode.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     router_logits: tuple[torch.Tensor, ...] | None = None
     aux_loss: torch.Tensor | None = None
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 @use_kernel_forward_from_hub("RMSNorm")
@@ -200,7 +204,8 @@ class MM1TextAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(attended.flatten(2)), weights
+        # vLLM's attention returns `(sequence, heads * head_dim)`, the others `(batch, sequence, heads, head_dim)`.
+        return self.o_proj(attended.reshape(*hidden_states.shape[:-1], -1)), weights
 
 
 class MM1TextMLP(nn.Module):
@@ -339,6 +344,7 @@ class MM1TextDecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = MM1TextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = MM1TextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
+    @takes_cache
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -367,7 +373,7 @@ class MM1TextPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["MM1TextDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -422,6 +428,7 @@ class MM1TextModel(MM1TextPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @takes_cache
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -490,12 +497,14 @@ class MM1TextModel(MM1TextPreTrainedModel):
         if use_expert_capacity and self.config.num_experts and self.config.expert_capacity_factor is not None:
             token_mask = router_token_mask(segment_ids, attention_mask, inputs_embeds)
             capacity_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2]) if token_mask is None else token_mask
+        # Under the name that the installed transformers has for it.
+        cache: Any = {CACHE: past_key_values}
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=mask_position_ids,
+            **cache,
         )
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
@@ -504,12 +513,12 @@ class MM1TextModel(MM1TextPreTrainedModel):
                 hidden_states,
                 attention_mask=causal_mask,
                 position_embeddings=position_embeddings,
-                past_key_values=past_key_values,
                 position_ids=mask_position_ids,
                 capacity_mask=capacity_mask,
+                **cache,
                 **kwargs,
             )
-        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **cache)
 
 
 class NextTokenHeadMixin:
@@ -554,7 +563,7 @@ class NextTokenHeadMixin:
             The logits, the sum of cross-entropy and weighted z-loss, and this micro-batch's share of the targets of
             the whole batch.
         """
-        logits = None if skip_logits else self.compute_logits(slice_logits_to_keep(hidden_states, logits_to_keep))
+        logits = None if skip_logits else self.compute_logits(slice_positions(hidden_states, logits_to_keep))
         if targets is None:
             return logits, None, 1.0
         live = targets.tokens.numel()
@@ -626,6 +635,7 @@ class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationM
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -695,12 +705,12 @@ class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationM
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             segment_ids=segment_ids,
             output_router_logits=need_router,
             use_expert_capacity=use_expert_capacity,
+            **{CACHE: past_key_values},
             **kwargs,
         )
         logits, loss, share = self.logits_and_loss(
@@ -721,12 +731,34 @@ class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationM
         return MM1CausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=outputs.router_logits if output_router_logits else None,
             aux_loss=aux_loss,
+            **{CACHE: getattr(outputs, CACHE)},
         )
+
+
+def slice_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """
+    The positions that logits are wanted of, as transformers' `logits_to_keep` names them.
+
+    Args:
+        hidden_states: `(batch, sequence, hidden)`.
+        logits_to_keep:
+            how many of the last positions, 0 for all; or the positions themselves, `(positions,)` for all rows or
+            `(batch, positions)`; or a boolean mask `(batch, sequence)`.
+
+    Returns:
+        `(batch, positions, hidden)`; of a mask `(positions, hidden)`.
+    """
+    if isinstance(logits_to_keep, int):
+        return hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states
+    if logits_to_keep.dtype == torch.bool:
+        return hidden_states[logits_to_keep]
+    if logits_to_keep.ndim == 2:
+        return hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)
+    return hidden_states[:, logits_to_keep]
 
 
 def resolve_skip_logits(skip_logits: bool | None, training: bool, targets: LiveTargets | None) -> bool:

@@ -6,8 +6,10 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 
+from .assistant_masks import apply_with_masks
 from .image_processing_mm1 import MM1ImageProcessorKwargs
 from .tiling import placeholder_text
+from .versions import ALIGNS_ASSISTANT_MASKS
 
 
 # ChatML. The generation marks enclose the assistant's messages and their end tokens: only these are trained on.
@@ -50,6 +52,8 @@ class MM1ProcessorKwargs(ProcessingKwargs, total=False):
     """Keyword arguments of a call of [`MM1Processor`]: those of the tokenizer and those of the image processor."""
 
     images_kwargs: MM1ImageProcessorKwargs  # ty: ignore[invalid-typed-dict-field] -- narrowed, as transformers' own do
+    # transformers before 5.20 reads it.
+    _defaults = {}  # ty: ignore[invalid-typed-dict-statement] -- as transformers' own do
 
 
 class MM1Processor(ProcessorMixin):
@@ -220,16 +224,15 @@ class MM1Processor(ProcessorMixin):
 
     def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
         """
-        Returns the numbers of image tokens and tiles of images with these sizes, `(height, width)` in pixels, each
-        alone in its sample. Serving engines call it.
+        Returns the numbers of image tokens and tiles of the images of one sample, whose sizes are `(height, width)` in
+        pixels. Serving engines call it.
         """
         if image_sizes is None:
             return MultiModalData()
-        images_kwargs = self._merge_kwargs(**kwargs)["images_kwargs"]
-        tiles = [
-            self.image_processor.get_number_of_image_patches(height, width, images_kwargs)
-            for height, width in image_sizes
-        ]
+        # Settings of a call come flat or grouped by modality.
+        images_kwargs = {**kwargs, **kwargs.get("images_kwargs", {})}
+        (layouts,) = self.image_processor.get_layouts([image_sizes], **images_kwargs)
+        tiles = [layout.num_tiles for layout in layouts]
         return MultiModalData(
             num_image_tokens=[count * self.num_image_tokens for count in tiles], num_image_patches=tiles
         )
@@ -250,7 +253,11 @@ class MM1Processor(ProcessorMixin):
         tokens = [token for token in tokens if token.strip() and len(token) > 1]
         # Longer tokens first: a longer token is not found once a shorter token inside it has been broken up.
         tokens.sort(key=len, reverse=True)
-        return super().apply_chat_template(_keep_as_text(conversation, tokens), chat_template, *args, **kwargs)
+        conversation = _keep_as_text(conversation, tokens)
+        if not ALIGNS_ASSISTANT_MASKS and kwargs.get("return_assistant_tokens_mask") and kwargs.get("tokenize"):
+            apply = super().apply_chat_template
+            return apply_with_masks(apply, self, conversation, chat_template, *args, **kwargs)
+        return super().apply_chat_template(conversation, chat_template, *args, **kwargs)
 
 
 def _keep_as_text(value: Any, tokens: list[str]) -> Any:

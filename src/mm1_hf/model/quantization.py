@@ -15,6 +15,10 @@ def keep_precise(quantization_config: Any) -> Any:
     Leaves the encoder, the connector and the head unquantised. They hold a small part of the weights, and their
     precision affects every image token.
 
+    This works with the quantisers that compare names by transformers' own rule, among them bitsandbytes, torchao and
+    quanto. FP-Quant and four-over-six list the head by default and compare names in their own way, so their
+    configurations are not changed. transformers does not quantise with HQQ while it loads.
+
     Args:
         quantization_config:
             A quantisation configuration of transformers, for example for bitsandbytes or torchao, or its fields as a

@@ -1,7 +1,7 @@
 """Plans a training stage: its parameters, floating-point operations, memory, tokens and time."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
 
@@ -205,9 +205,10 @@ def _layouts(config: Any, batch: int, gpus: int, tp: int | None, ep: int | None)
     else:
         tp_size = tp
     layouts = []
-    # With a given tp there may be more GPUs than rows in a batch. Then only the layout with tensor-parallel groups is
-    # planned, because the GPUs of a group share their rows.
-    if tp is None or batch % gpus == 0:
+    # With tensor-parallel groups there may be more GPUs than rows in a batch, because the GPUs of a group share their
+    # rows. Then only layouts with these groups are planned.
+    only_groups = tp_size > 1 and tp is not None and batch % gpus != 0
+    if not only_groups:
         layouts.append(Layout(data=gpus))
         if gpus > 1:
             layouts.append(Layout(data=gpus, sharded=True))
@@ -215,7 +216,10 @@ def _layouts(config: Any, batch: int, gpus: int, tp: int | None, ep: int | None)
         if ep_size > 1:
             layouts.append(Layout(data=gpus, sharded=True, ep=ep_size))
     if tp_size > 1:
-        layouts.append(Layout(data=gpus // tp_size, sharded=gpus > tp_size, tp=tp_size))
+        groups = Layout(data=gpus // tp_size, sharded=gpus > tp_size, tp=tp_size)
+        layouts.append(groups)
+        if only_groups and ep is not None and ep > 1:
+            layouts.append(replace(groups, ep=ep))
     for layout in layouts:
         check_layout(config, layout)
         accumulation_steps(batch, layout.data)
@@ -233,7 +237,7 @@ def _memory_lines(
     config: MM1Config,
     settings: Recipe,
     budget: Budget,
-    layouts: Iterable[Layout],
+    layouts: Sequence[Layout],
     gradient_checkpointing: bool,
     memory: float,
 ) -> Iterator[str]:
@@ -243,7 +247,8 @@ def _memory_lines(
     )
     names = ("weights", "gradients", "optimizer", "buckets", "gathered", "activations", "update", "peak")
     header = "".join(f"{name:>12}" for name in names)
-    yield f"  {'layout':<16}{'passes':>7}{header}  in {memory:g} GB"
+    width = max(16, *(len(str(layout)) for layout in layouts))
+    yield f"  {'layout':<{width}}{'passes':>7}{header}  in {memory:g} GB"
     row = Row(budget.positions, budget.tiles, budget.targets)
     some = False
     for layout in layouts:
@@ -258,7 +263,7 @@ def _memory_lines(
         some |= fits
         cells = "".join(f"{getattr(needed, name) / 1e9:>12,.1f}" for name in names)
         passes = accumulation_steps(settings.batch_size, layout.data)
-        yield f"  {layout!s:<16}{passes:>7,}{cells}  {'fits' if fits else 'no'}"
+        yield f"  {layout!s:<{width}}{passes:>7,}{cells}  {'fits' if fits else 'no'}"
     if not some:
         hint = " or a larger --tp" if gradient_checkpointing else ", a larger --tp or --gradient-checkpointing"
         yield f"  No layout fits: use more GPUs{hint}."

@@ -14,10 +14,11 @@ from transformers import (
     AutoTokenizer,
     Dinov2Config,
     Dinov2Model,
-    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+
+from mm1_hf.model.versions import DEQUANTIZE_GGUF
 
 
 _DECODER_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -57,7 +58,7 @@ def load_decoder() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         gguf_file=_DECODER_FILE,
         dtype=torch.float32,
         # A model that stays quantised can be neither trained nor saved.
-        quantization_config=GgufConfig(dequantize=True),
+        **DEQUANTIZE_GGUF,
     )
     return model.eval(), cast(Any, AutoTokenizer.from_pretrained(folder, gguf_file=_DECODER_FILE))
 

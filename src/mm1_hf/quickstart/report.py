@@ -90,12 +90,16 @@ def _accuracies(accuracies: dict[str, KindAccuracy]) -> str:
             f'<td>{accuracy.majority:.1%}</td><td>{accuracy.count:,}</td><td class="bars">{bars}</td></tr>'
         )
     return (
-        '<div class="scroll"><table>\n<thead><tr><th scope="col">questions</th>'
-        '<th scope="col"><span class="key model"></span>this model</th>'
-        '<th scope="col"><span class="key shuffled"></span>images shuffled</th>'
-        '<th scope="col"><span class="key majority"></span>most frequent answer</th>'
-        f'<th scope="col">number</th><td></td></tr></thead>\n<tbody>\n{chr(10).join(rows)}\n</tbody>\n</table></div>'
+        '<table class="accuracies">\n<thead><tr><th scope="col">questions</th>'
+        f'<th scope="col">{_key("model", "this")} model</th><th scope="col">{_key("shuffled", "images")} shuffled</th>'
+        f'<th scope="col">{_key("majority", "most")} frequent answer</th><th scope="col">number</th>'
+        f'<td class="bars"></td></tr></thead>\n<tbody>\n{chr(10).join(rows)}\n</tbody>\n</table>'
     )
+
+
+def _key(name: str, word: str) -> str:
+    """The colour of a bar before the first word of its heading, from which no line break parts it."""
+    return f'<span class="name"><span class="key {name}"></span>{word}</span>'
 
 
 def _gallery(examples: Sequence[Example]) -> str:
@@ -123,7 +127,8 @@ def _loss_curve(losses: Sequence[tuple[int, float]]) -> str:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "mm1"}):
-        figure = Figure(figsize=(8, 3), layout="constrained")
+        # Small, so that its text can still be read where the page is as narrow as a phone.
+        figure = Figure(figsize=(6.4, 3), layout="constrained")
         axes = figure.add_subplot()
         axes.plot([step for step, _ in losses], [loss for _, loss in losses], color="#3b6fd4", linewidth=1.5)
         axes.set(xlabel="training step", ylabel="loss (nats per answer token)", yscale="log")
@@ -193,10 +198,13 @@ p { max-width: 44rem; margin: 0 0 0.9rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.4rem 1.1rem 0.4rem 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: middle; }
 th:first-child { text-align: left; font-weight: 600; }
+th:last-child, td:last-child { padding-right: 0; }
 thead th { color: var(--muted); font-weight: 500; vertical-align: bottom; }
 tfoot th, tfoot td { font-weight: 600; border-bottom: 0; }
-.bars { width: 14rem; min-width: 9rem; padding-right: 0; }
+.accuracies thead th { white-space: nowrap; }
+.bars { width: 14rem; }
 .bar { height: 6px; margin: 2px 0; border-radius: 2px; }
+.name { white-space: nowrap; }
 .key { display: inline-block; width: 0.7em; height: 0.7em; border-radius: 2px; margin-right: 0.4em; }
 .model { background: var(--model); } .shuffled { background: var(--shuffled); } .majority { background: var(--majority); }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 1.25rem; }
@@ -204,7 +212,17 @@ figure img { display: block; width: 100%; max-width: 10rem; height: auto; aspect
   border-radius: 4px; border: 1px solid var(--line); }
 figcaption { font-size: 0.88rem; line-height: 1.4; margin-top: 0.4rem; }
 .verdict { white-space: nowrap; } .right .verdict { color: var(--right); } .wrong .verdict { color: var(--wrong); }
-.chart { display: block; width: 100%; max-width: 46rem; height: auto; }
+.chart { display: block; width: 100%; max-width: 40rem; height: auto; }
 pre { background: var(--panel); padding: 0.9rem 1rem; border-radius: 6px; overflow-x: auto; font-size: 0.85rem;
   line-height: 1.5; }
-code { background: var(--panel); padding: 0.1em 0.3em; border-radius: 4px; font-size: 0.92em; }"""
+code { background: var(--panel); padding: 0.1em 0.3em; border-radius: 4px; font-size: 0.92em; }
+@media (max-width: 60rem) {
+  .accuracies { display: grid; grid-template-columns: repeat(5, auto); }
+  .accuracies :is(thead, tbody, tr) { display: grid; grid-column: 1 / -1; grid-template-columns: subgrid; }
+  .accuracies tr { align-items: end; border-bottom: 1px solid var(--line); }
+  .accuracies :is(th, td) { border-bottom: 0; }
+  .accuracies thead th { white-space: normal; }
+  .accuracies td:nth-child(5), .accuracies th:nth-child(5) { padding-right: 0; }
+  .bars { grid-column: 1 / -1; width: auto; padding-top: 0; }
+  thead .bars { display: none; } }
+@media (max-width: 44rem) { th, td { padding-right: 0.6rem; font-size: 0.88rem; } }"""

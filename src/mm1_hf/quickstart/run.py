@@ -22,8 +22,9 @@ from mm1_hf.model.configuration_mm1 import MM1ConnectorConfig
 from mm1_hf.quickstart.easy_vqa import Lesson, Picture, Question, epoch_batches, load_split, majority_answers
 from mm1_hf.quickstart.embedded_parts import load_decoder, load_vision_encoder
 from mm1_hf.quickstart.report import Example, KindAccuracy, QuickstartResults, write_report
-from mm1_hf.quickstart.training import Batch, centre_features, encode_pictures, faster_dtype, train
+from mm1_hf.quickstart.training import Batch, centre_features, encode_pictures, train
 from mm1_hf.training.lora import lora_config
+from mm1_hf.training.machine import this_machine
 
 
 KINDS = ("overall", "shape", "colour", "yes/no")
@@ -54,8 +55,8 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
     logging.set_verbosity_error()
     torch.manual_seed(seed)
     folder, seconds = Path(output), {}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = faster_dtype(device)
+    machine = this_machine()
+    device, dtype = machine.device, machine.dtype
 
     with _timed(seconds, "assemble"):
         decoder, tokenizer = load_decoder()
@@ -81,7 +82,7 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
         features = encode_pictures(model, processor, list(used.values()))
         centre_features(trainable.get_base_model().model.connector, features)
     with _timed(seconds, "train"):
-        losses = train(trainable, processor, features, batches, str(folder / "training"), seed, dtype)
+        losses = train(trainable, processor, features, batches, str(folder / "training"), seed)
 
     with _timed(seconds, "merge, save and reload"):
         merged = trainable.merge_and_unload()

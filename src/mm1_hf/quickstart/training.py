@@ -1,7 +1,6 @@
 """The quickstart's fine-tuning: LoRA on the decoder and all weights of the connector. The frozen encoder computes its
 features only once."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,6 +20,7 @@ from mm1_hf.model.processing_mm1 import MM1Processor
 from mm1_hf.model.vision import encode
 from mm1_hf.quickstart.easy_vqa import Picture, Question
 from mm1_hf.quickstart.folding import fold_rows
+from mm1_hf.training.machine import this_machine
 from mm1_hf.training.parts import parameter_groups
 
 
@@ -118,27 +118,9 @@ class CachedFeaturesTrainer(Trainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
-def faster_dtype(device: torch.device) -> torch.dtype:
-    """
-    Returns bfloat16 or float32, whichever multiplies matrices faster on the device. GPUs and newer CPUs have hardware
-    for bfloat16; other CPUs emulate it, at a tenth of the speed of float32.
-    """
-    if device.type != "cpu":
-        return torch.bfloat16
-
-    def seconds(dtype: torch.dtype) -> float:
-        matrix = torch.ones(512, 512, dtype=dtype)
-        matrix @ matrix
-        start = time.perf_counter()
-        for _ in range(5):
-            matrix @ matrix
-        return time.perf_counter() - start
-
-    return min((torch.bfloat16, torch.float32), key=seconds)
-
-
-def training_arguments(output_dir: str, steps: int, seed: int, dtype: torch.dtype) -> TrainingArguments:
+def training_arguments(output_dir: str, steps: int, seed: int) -> TrainingArguments:
     """Settings of the fine-tuning: a short warm-up, a constant learning rate, and a decay to 0 in the last fifth."""
+    machine = this_machine()
     return TrainingArguments(
         output_dir=output_dir,
         max_steps=steps,
@@ -148,8 +130,7 @@ def training_arguments(output_dir: str, steps: int, seed: int, dtype: torch.dtyp
         lr_scheduler_kwargs={"num_decay_steps": steps // 5},
         warmup_steps=min(20, steps // 4),
         max_grad_norm=1.0,
-        bf16=dtype is torch.bfloat16,
-        use_cpu=not torch.cuda.is_available(),
+        **machine.arguments,
         logging_steps=max(1, min(10, steps // 10)),
         save_strategy="no",
         report_to="none",
@@ -159,7 +140,7 @@ def training_arguments(output_dir: str, steps: int, seed: int, dtype: torch.dtyp
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         accelerator_config={"dispatch_batches": False, "split_batches": False},
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=machine.device.type == "cuda",
         seed=seed,
     )
 
@@ -178,19 +159,17 @@ def train(
     batches: list[Batch],
     output_dir: str,
     seed: int,
-    dtype: torch.dtype,
     decoder_learning_rate: float = 5e-4,
 ) -> list[tuple[int, float]]:
     """
-    Trains the trainable weights of an MM1, with or without PEFT adapters, for one step per batch, computing in
-    `dtype`.
+    Trains the trainable weights of an MM1, with or without PEFT adapters, for one step per batch.
 
     Returns:
         The training loss over time, as pairs of step and loss.
     """
     trainer = CachedFeaturesTrainer(
         model=model,
-        args=training_arguments(output_dir, len(batches), seed, dtype),
+        args=training_arguments(output_dir, len(batches), seed),
         train_dataset=BatchDataset(batches),
         data_collator=CachedFeaturesCollator(processor, features),
         optimizers=(optimizer(model, decoder_learning_rate), None),

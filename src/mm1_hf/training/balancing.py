@@ -9,10 +9,11 @@ from typing import Any, cast
 
 import datasets
 import numpy as np
+import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
-from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from mm1_hf.accounting.flops import flops_formula
 from mm1_hf.model.configuration_mm1 import MM1Config
@@ -142,11 +143,10 @@ def batch_cost(model_or_config: MM1ForConditionalGeneration | MM1Config, frozen:
     return cost
 
 
-class BalancedBatchSampler(BatchRebalanceSampler):
+class BalancedBatchSampler(Sampler[list[int]]):
     """
     Makes the batches of one rank from examples that differ in their numbers of tiles and in the length of their text.
-    It is a subclass of transformers' `BatchRebalanceSampler`, which balances by length only: `Trainer` recognises this
-    class, uses its batches unchanged and does not distribute them over the ranks a second time.
+    (transformers' `BatchRebalanceSampler` balances by length only.)
 
     Each optimizer step uses the next `batch_size * ranks * accumulation` examples of the shuffled order, as a step
     without this sampler does. The sampler distributes them over batches so that no batch has more than `max_tiles`
@@ -203,12 +203,12 @@ class BalancedBatchSampler(BatchRebalanceSampler):
         seed: int = 0,
         drop_last: bool = False,
     ):
-        lengths = sizes.lengths
-        super().__init__(
-            lengths.tolist(), batch_size * ranks * accumulation, ranks, accumulation, shuffle, seed, rank, drop_last
-        )
         self.sizes, self.cost = sizes, cost
-        self.max_tiles = max_tiles
+        self.lengths = lengths = sizes.lengths
+        self.examples_per_step = batch_size * ranks * accumulation
+        self.max_tiles, self.ranks, self.rank, self.accumulation = max_tiles, ranks, rank, accumulation
+        self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
+        self.epoch = 0
         largest = int(sizes.tiles.argmax())
         if max_tiles is not None and sizes.tiles[largest] > max_tiles:
             raise ValueError(
@@ -225,6 +225,15 @@ class BalancedBatchSampler(BatchRebalanceSampler):
     def __len__(self) -> int:
         return len(self.plan())
 
+    def set_epoch(self, epoch: int) -> None:
+        """
+        Sets the epoch, which decides the order of the examples.
+
+        Args:
+            epoch: index of the epoch, counted from 0.
+        """
+        self.epoch = epoch
+
     def plan(self) -> list[list[list[int]]]:
         """
         The batches of all ranks in this epoch: a list of forward passes, each with one batch for each rank. A batch is
@@ -239,19 +248,19 @@ class BalancedBatchSampler(BatchRebalanceSampler):
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
         waiting: list[int] = []
-        coming, size = 0, self.effective_batch_size
+        coming, size = 0, self.examples_per_step
         while waiting or coming < len(order):
             new = order[coming : coming + size - len(waiting)].tolist()
             coming += len(new)
-            examples, times = waiting + new, self.grad_accum
+            examples, times = waiting + new, self.accumulation
             if len(examples) < size:
                 if self.drop_last:
                     return
-                times = -(-len(examples) * self.grad_accum // size)
+                times = -(-len(examples) * self.accumulation // size)
                 # Repeats examples from the beginning of the epoch, as torch's DistributedSampler does.
-                missing = times * self.dp_size - len(examples)
+                missing = times * self.ranks - len(examples)
                 examples += [int(order[index % len(order)]) for index in range(missing)]
-            batches, waiting = self._deal(examples, times * self.dp_size, len(waiting))
+            batches, waiting = self._deal(examples, times * self.ranks, len(waiting))
             yield from self._in_time(batches)
 
     def _deal(self, examples: list[int], number: int, due: int) -> tuple[list[list[int]], list[int]]:
@@ -291,8 +300,8 @@ class BalancedBatchSampler(BatchRebalanceSampler):
         order is reversed in every other pass, so that no rank always gets the most expensive batch.
         """
         ranked = [batches[index] for index in np.argsort(-self._batch_costs(batches), kind="stable")]
-        for time, start in enumerate(range(0, len(ranked), self.dp_size)):
-            at_once = ranked[start : start + self.dp_size]
+        for time, start in enumerate(range(0, len(ranked), self.ranks)):
+            at_once = ranked[start : start + self.ranks]
             yield at_once[::-1] if time % 2 else at_once
 
     def _batch_costs(self, batches: list[list[int]]) -> np.ndarray:
@@ -331,12 +340,33 @@ class BalancedTrainer(Trainer):
         self.example_sizes, self.max_tiles = example_sizes, max_tiles
         super().__init__(*args, **kwargs)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        sizes = self.example_sizes
-        if sizes is None:
-            return super()._get_train_sampler(train_dataset)
-        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        examples = len(dataset)
+    def get_train_dataloader(self) -> DataLoader:
+        # Trainer's own loader tells which columns and which collator are used.
+        given = super().get_train_dataloader()
+        if self.example_sizes is None:
+            return given
+        loader = DataLoader(
+            given.dataset,
+            batch_sampler=self._balanced_batches(self.example_sizes, len(cast(Any, given.dataset))),
+            collate_fn=given.collate_fn,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.accelerator.is_available(),
+            worker_init_fn=given.worker_init_fn,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+        )
+        # As for one process, because accelerate would distribute the batches over the ranks a second time.
+        return prepare_data_loader(
+            loader,
+            device=self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=False,
+        )
+
+    def _balanced_batches(self, sizes: ExampleSizes, examples: int) -> BalancedBatchSampler:
         if len(sizes.tiles) != examples:
             raise ValueError(
                 f"example_sizes holds the sizes of {len(sizes.tiles)} examples, but the training data has {examples} "
@@ -357,13 +387,3 @@ class BalancedTrainer(Trainer):
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             drop_last=self.args.dataloader_drop_last,
         )
-
-    def get_train_dataloader(self) -> DataLoader:
-        loader = super().get_train_dataloader()
-        batches: Any = loader.batch_sampler
-        sampler = getattr(batches, "batch_sampler", None)
-        if isinstance(sampler, BalancedBatchSampler):
-            # On several ranks accelerate wraps the sampler. When a run is resumed, Trainer sets the epoch of the
-            # wrapper only.
-            batches.set_epoch = sampler.set_epoch
-        return loader

@@ -6,11 +6,13 @@ transformers.
 from dataclasses import fields
 from typing import Any
 
+import transformers
 from accelerate import Accelerator
 from transformers.distributed import DistributedConfig
 
 from mm1_hf.model.configuration_mm1 import MM1Config
 from mm1_hf.model.foreign_decoders import num_experts
+from mm1_hf.model.versions import SAVES_SPLIT_WEIGHTS
 
 
 _SIZES = ("dp_replicate_size", "fsdp_size", "tp_size", "ep_size")
@@ -41,9 +43,9 @@ def distributed_config(config: MM1Config, num_processes: int, **settings: Any) -
         [`Recipe.training_arguments`] as `num_devices`.
 
     Raises:
-        ValueError: unknown fields; sizes whose product is not `num_processes`; a `tp_size` that does not divide the
-            numbers of heads; an `ep_size` that does not divide the number of experts, or a model without experts;
-            pipeline stages.
+        ValueError: transformers is older than 5.20; unknown fields; sizes whose product is not `num_processes`; a
+            `tp_size` that does not divide the numbers of heads; an `ep_size` that does not divide the number of
+            experts, or a model without experts; pipeline stages.
 
     Example:
 
@@ -57,6 +59,11 @@ def distributed_config(config: MM1Config, num_processes: int, **settings: Any) -
 
     ```
     """
+    if not SAVES_SPLIT_WEIGHTS:
+        raise ValueError(
+            "Training with weights that are split over processes needs transformers 5.20 or newer, because older ones "
+            f"cannot resume it; {transformers.__version__} is installed. Update it, or leave out distributed."
+        )
     known = {field.name for field in fields(DistributedConfig)}
     if unknown := set(settings) - known:
         raise ValueError(
@@ -84,10 +91,15 @@ def distributed_config(config: MM1Config, num_processes: int, **settings: Any) -
                 f"the same number of whole heads. Take a divisor of {getattr(text, name)} as tp_size."
             )
     experts = num_experts(text)
-    if ep > 1 and (not experts or experts % ep):
+    if ep > 1 and not experts:
+        raise ValueError(
+            f"ep_size={ep} distributes experts over processes, but this model's decoder is dense: it has no experts. "
+            "Leave out ep_size, and split the model with fsdp_size or tp_size."
+        )
+    if ep > 1 and experts % ep:
         raise ValueError(
             f"ep_size={ep} does not divide the decoder's {experts} experts, but every process needs the same number "
-            "of experts. Take a divisor as ep_size; split a decoder without experts with fsdp_size and tp_size only."
+            f"of experts. Take a divisor of {experts} as ep_size."
         )
     return distributed
 

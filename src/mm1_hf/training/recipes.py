@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from mm1_hf.accounting.parameters import count_parameters
 from mm1_hf.model.configuration_mm1 import MM1Config
 from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
+from mm1_hf.training.machine import this_machine
 
 
 Stage = Literal["pretrain", "continual", "sft"]
@@ -90,7 +91,9 @@ class Recipe:
         stage: name of the stage.
         parameters: number of parameters of the decoder without embeddings and head, the N of the learning-rate law.
         batch_size: number of rows of one optimizer step, over all devices.
-        arguments: fields of `TrainingArguments`.
+        arguments:
+            fields of `TrainingArguments`. `bf16=True` is the recipe's precision; [`Recipe.training_arguments`] replaces
+            it on machines that are not fast in bfloat16.
         z_loss_coef: coefficient of the softmax z-loss; [`Recipe.configure`] sets it in the model.
         data: how rows are made from the data.
     """
@@ -117,7 +120,9 @@ class Recipe:
         self, output_dir: str, *, num_devices: int, rows_per_device: int = 1, **changes: Any
     ) -> TrainingArguments:
         """
-        The recipe as `TrainingArguments` for a given number of devices.
+        The recipe as `TrainingArguments` for a given number of devices, with the device and the precision that
+        [`mm1_hf.training.machine.this_machine`] decides. What `changes` and `arguments` say about them comes first, except
+        for `bf16=True` in `arguments`: the machine may not support it.
 
         Args:
             output_dir: where to write checkpoints.
@@ -129,7 +134,7 @@ class Recipe:
             changes: fields of `TrainingArguments` that replace those of the recipe.
 
         Raises:
-            ValueError: the batch is not a whole number of forward passes over all devices.
+            ValueError: the batch is not a whole number of forward passes over all devices, or `fp16` is wanted on a CPU.
 
         Example:
 
@@ -137,7 +142,7 @@ class Recipe:
         >>> from mm1_hf.training.recipes import recipe
 
         >>> sft = recipe("mm1-tiny", "sft")
-        >>> arguments = sft.training_arguments("run", num_devices=8, rows_per_device=4, use_cpu=True)
+        >>> arguments = sft.training_arguments("run", num_devices=8, rows_per_device=4)
         >>> arguments.gradient_accumulation_steps, arguments.max_steps
         (8, 10000)
 
@@ -148,7 +153,10 @@ class Recipe:
             "per_device_train_batch_size": rows_per_device,
             "gradient_accumulation_steps": accumulation_steps(self.batch_size, num_devices, rows_per_device),
         }
-        return TrainingArguments(**arguments | changes)
+        wanted = self.arguments | changes
+        if self.arguments.get("bf16") and "bf16" not in changes:
+            del wanted["bf16"]
+        return TrainingArguments(**arguments | changes | this_machine(wanted).arguments)
 
     def __str__(self) -> str:
         lines = [f"{field.name}: {pformat(getattr(self, field.name), sort_dicts=False)}" for field in fields(self)]

@@ -1,7 +1,7 @@
 """Runs of `mm1 pretrain` and `mm1 sft`: from settings to a trainer, trained, resumed and saved."""
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from accelerate import PartialState
@@ -15,6 +15,7 @@ from mm1_hf.data.readers import read
 from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
 from mm1_hf.model.processing_mm1 import MM1Processor
 from mm1_hf.training.lora import lora_config
+from mm1_hf.training.machine import Machine, this_machine
 from mm1_hf.training.parallel import distributed_config
 from mm1_hf.training.parts import freeze
 from mm1_hf.training.recipes import DataSettings, Recipe
@@ -33,7 +34,7 @@ class Run:
     A run that is ready to be trained.
 
     Args:
-        recipe: the recipe that the settings resolved to.
+        recipe: the recipe that the settings resolved to, with the precision that this machine uses.
         trainer: the trainer, with its model and its mixture.
     """
 
@@ -53,9 +54,11 @@ def build_run(settings: RunSettings) -> Run:
     """
     if isinstance(settings, SFTSettings) and importlib.util.find_spec("trl") is None:
         raise ValueError("Fine-tuning uses TRL, which is not installed: pip install 'mm1_hf[sft]'")
-    num_devices, model = _load_model(settings)
+    machine = this_machine(settings.arguments)
+    num_devices, model = _load_model(settings, machine)
     processor = AutoProcessor.from_pretrained(settings.model)
     stage = build_recipe(settings, model)
+    stage = replace(stage, arguments=stage.arguments | machine.arguments)
     split_images(processor, stage.data)
     fit_tiles(model, processor)
     stage.configure(model)
@@ -63,7 +66,10 @@ def build_run(settings: RunSettings) -> Run:
     options: dict[str, Any] = {
         "model": model,
         "args": stage.training_arguments(
-            settings.output_dir, num_devices=num_devices, rows_per_device=settings.rows_per_device
+            settings.output_dir,
+            num_devices=num_devices,
+            rows_per_device=settings.rows_per_device,
+            **machine.arguments,
         ),
         "train_dataset": build_mixture(settings, stage, processor),
         "processing_class": processor,
@@ -106,10 +112,10 @@ def train(settings: RunSettings) -> MM1Trainer:
     return run.trainer
 
 
-def _load_model(settings: RunSettings) -> tuple[int, Any]:
+def _load_model(settings: RunSettings, machine: Machine) -> tuple[int, Any]:
     """The number of ranks that read rows of their own, and the model in float32, split where the settings say so."""
     # Counted as TrainingArguments will count them: it does not exist yet.
-    num_devices = PartialState(cpu=bool(settings.arguments.get("use_cpu"))).num_processes
+    num_devices = PartialState(cpu=machine.arguments["use_cpu"]).num_processes
     split = {}
     if settings.distributed:
         config = distributed_config(AutoConfig.from_pretrained(settings.model), num_devices, **settings.distributed)
@@ -173,7 +179,13 @@ def build_mixture(settings: RunSettings, stage: Recipe, processor: MM1Processor)
     sources = [
         Source(
             name,
-            read(source.path, source.layout, split=source.split, streaming=source.streaming),
+            read(
+                source.path,
+                source.layout,
+                split=source.split,
+                streaming=source.streaming,
+                image_folder=source.image_folder,
+            ),
             source.layout,
             stage.data.mixture[name],
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from mm1_hf.data.mixture import Unit
+from mm1_hf.data.readers import find_image_folder
 from mm1_hf.training.entries import from_entries, read_entries
 from mm1_hf.training.lora import LoraPreset
 from mm1_hf.training.recipes import Recipe, Stage, recipe
@@ -26,6 +27,11 @@ class SourceSettings:
             name.
         split: split of the data set.
         streaming: whether records are read one by one, instead of loading the data set first.
+        image_folder: folder where the relative paths of the images start, as in LLaVA's data, whose JSON lies apart from
+            the images. Unset, they start at the folder of the data files.
+
+    Raises:
+        ValueError: there is no such `image_folder`.
     """
 
     path: str
@@ -33,6 +39,12 @@ class SourceSettings:
     weight: float | None = None
     split: str = "train"
     streaming: bool = False
+    image_folder: str | None = None
+
+    def __post_init__(self) -> None:
+        # Checked here so that a run fails before it loads its model.
+        if self.image_folder is not None:
+            find_image_folder(self.image_folder)
 
 
 @dataclass(frozen=True)

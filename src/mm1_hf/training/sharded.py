@@ -11,13 +11,18 @@ import shutil
 from typing import Any, cast
 
 import torch
+import transformers
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from transformers import PreTrainedModel, Trainer
-from transformers.distributed import checkpoint as shards
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from mm1_hf.model.versions import SAVES_SPLIT_WEIGHTS
+
+
+if SAVES_SPLIT_WEIGHTS:
+    from transformers.distributed import checkpoint as shards
 
 # The folder of a checkpoint to which torch.distributed.checkpoint writes the optimizer's state.
 _OPTIMIZER = "optimizer"
@@ -37,7 +42,8 @@ class SplitWeightsTrainer(Trainer):
         others, settings: further arguments of Trainer.
 
     Raises:
-        ValueError: when resuming split weights from a checkpoint of whole weights.
+        ValueError: the weights are split and transformers is older than 5.20; when resuming split weights from a checkpoint
+            of whole weights.
     """
 
     def __init__(self, model: Any = None, args: Any = None, *others: Any, **settings: Any):
@@ -45,6 +51,11 @@ class SplitWeightsTrainer(Trainer):
         if not split:
             super().__init__(model, args, *others, **settings)
             return
+        if not SAVES_SPLIT_WEIGHTS:
+            raise ValueError(
+                "The weights of this model are split over processes, and checkpoints of such a model need transformers 5.20 "
+                f"or newer; {transformers.__version__} is installed. Update it, or load the model unsplit."
+            )
         # Trainer only accepts such a model if its checkpoints hold nothing but weights: say so while it looks.
         save_only_model, args.save_only_model = args.save_only_model, True
         super().__init__(model, args, *others, **settings)
@@ -66,7 +77,7 @@ class SplitWeightsTrainer(Trainer):
             processor.save_pretrained(output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.is_distributed_loading_by_transformers:
+        if not self._is_split():
             super()._save_optimizer_and_scheduler(output_dir)
             return
         shards.save_optimizer_distributed(self.model, self._torch_optimizer(), os.path.join(output_dir, _OPTIMIZER))
@@ -99,7 +110,7 @@ class SplitWeightsTrainer(Trainer):
             shards._load_model_checkpoint_distributed(split, cast(str, self.state.best_model_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not self.is_distributed_loading_by_transformers:
+        if checkpoint is None or not self._is_split():
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         folder = os.path.join(checkpoint, _OPTIMIZER)
@@ -107,10 +118,13 @@ class SplitWeightsTrainer(Trainer):
         scheduler: Any = self.lr_scheduler
         scheduler.load_state_dict(torch.load(os.path.join(checkpoint, SCHEDULER_NAME), weights_only=True))
 
+    def _is_split(self) -> bool:
+        # Trainer has this attribute since 5.18.
+        return getattr(self, "is_distributed_loading_by_transformers", False)
+
     def _split_model(self) -> PreTrainedModel | None:
         """The model if its weights are split, else `None`. An adapter on split weights is whole; Trainer saves it itself."""
-        split = self.is_distributed_loading_by_transformers and isinstance(self.model, PreTrainedModel)
-        return self.model if split else None
+        return self.model if self._is_split() and isinstance(self.model, PreTrainedModel) else None
 
     def _torch_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer without accelerate's wrapper."""

@@ -1,0 +1,6 @@
+import sys
+
+from mm1_command import main
+
+
+sys.exit(main())
