@@ -2,13 +2,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SUITES := .test-suites
+VLLM := .venv-vllm
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup quickstart test test-all test-versions lint format docs clean
+.PHONY: help setup quickstart test test-all test-versions test-vllm lint format docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## Create .venv with pinned dependencies and the parts of the quickstart and examples
 
@@ -45,6 +46,18 @@ $(SUITES)/.ready: $(READY) tests/common/fetch_suites.py
 test-versions: $(READY)  ## Run the package on every release of transformers that it supports, and save here, load there
 	$(BIN)/python tests/versions/run.py $(ROWS)
 
+test-vllm: $(READY) $(VLLM)/.ready  ## Serve saved models with vLLM, in an environment of its own, and compare with transformers
+	rm -rf $(VLLM)/quickstart
+	$(BIN)/mm1 quickstart --output $(VLLM)/quickstart --steps 12 --questions 40
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MM1_QUICKSTART=$(VLLM)/quickstart $(VLLM)/bin/python -m pytest -q -s tests/vllm
+
+$(VLLM)/.ready: tests/vllm/requirements.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet torch==2.13.0
+	$(VLLM)/bin/pip install --quiet --no-deps -r tests/vllm/requirements.txt -e .
+	$(VLLM)/bin/python tests/vllm/name_vllm.py
+	@touch $@
+
 lint: $(READY)  ## Check style, transformers' structural rules and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,4 +72,4 @@ docs: $(READY)  ## Write the generated pages of docs/
 	$(BIN)/python -m mm1_hf.accounting.presets_page > docs/presets.md
 
 clean:  ## Remove what make created
-	rm -rf .venv .versions $(SUITES) quickstart-mm1
+	rm -rf .venv .versions $(SUITES) $(VLLM) quickstart-mm1

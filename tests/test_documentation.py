@@ -15,6 +15,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 import mm1_hf
 from mm1_hf.data.layouts import LAYOUTS
+from mm1_hf.model.versions import CACHE
 
 
 # Applications over the package, whose surface is the command line.
@@ -72,7 +73,8 @@ def parameters(function: Callable) -> tuple[set[str], set[str]]:
     required, variable = set(), set()
     for name, parameter in inspect.signature(function).parameters.items():
         several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        (variable if several else required).add(name)
+        # The name that the signature shows is that of the installed release; the documentation tells of the older one.
+        (variable if several else required).add("past_key_values" if name == CACHE else name)
     return required - {"self", "cls"}, variable
 
 

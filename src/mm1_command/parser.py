@@ -14,13 +14,13 @@ CONVERSION_KINDS = ("decoder", "llava", "open_clip", "aim", "honeybee", "axlearn
 
 
 _SERVE = """\
-DIR is the folder or Hub id of the model. The options are those of `transformers serve`, such as:
+DIR is the folder or Hub id of the model. The other options are those of `transformers serve`, such as:
   --host NAME    address to listen on (default: localhost)
   --port N       port to listen on (default: 8000)
   --device NAME  device of the model, such as cuda:0 or cpu (default: auto)
   --dtype NAME   dtype of the weights (default: that of the saved model)
   --enable-cors  accept requests of web pages from anywhere
-`transformers serve --help` lists them all."""
+`transformers serve --help` lists them all. With --engine vllm they are those of `vllm serve`."""
 _CHAT = """\
 NAME is the name of the served model, and URL the address of its server (default: http://localhost:8000). Settings are those
 of generation, such as max_new_tokens=64. `transformers chat --help` lists the options."""
@@ -191,12 +191,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     push.add_argument("--private", action="store_true", help="make a new repository private")
 
-    # transformers reads their options, so only the usual ones are named here.
-    add(
+    # The server and transformers' chat read the other options, so only the usual ones are named here.
+    serve = add(
         "serve",
         "serve a saved model through an OpenAI-style API, as `transformers serve` does",
-        usage="mm1 serve [DIR] [OPTION ...]",
+        usage="mm1 serve [DIR] [--engine NAME] [OPTION ...]",
         passes_on=_SERVE,
+    )
+    serve.add_argument(
+        "--engine",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="whose server: that of transformers (default), or of vllm where it is installed",
     )
     add(
         "chat",
@@ -226,7 +232,8 @@ class _VerbParser(argparse.ArgumentParser):
 
     def __init__(self, *, passes_on: str | None = None, **options: Any) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(epilog=passes_on, formatter_class=formatter, **options)
+        # What is passed on is not taken for the beginning of an option's name.
+        super().__init__(epilog=passes_on, formatter_class=formatter, allow_abbrev=passes_on is None, **options)
         self.passes_on = passes_on is not None
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]

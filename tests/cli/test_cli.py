@@ -46,8 +46,8 @@ SURFACE = {
     "sft": {"--config"},
     "convert": {"kind", "source", "output", "--dtype", "--max-shard-size", "--allow-pickle"},
     "push": {"folder", "repo_id", "--card", "--quantize", "--private"},
-    # transformers' own.
-    "serve": set(),
+    # Their other options are those of the server and of transformers' chat.
+    "serve": {"--engine"},
     "chat": set(),
 }
 

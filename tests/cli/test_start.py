@@ -35,7 +35,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 def test_help_imports_no_library():
     done = run("-c", PARSES)
     *printed, last = done.stdout.splitlines()
-    assert f"mm1 {version('mm1_hf')}" in printed and "usage: mm1 serve [DIR] [OPTION ...]" in printed
+    assert f"mm1 {version('mm1_hf')}" in printed and "usage: mm1 serve [DIR] [--engine NAME] [OPTION ...]" in printed
     imported = set(last.split())
     assert {"imported", "mm1_command"} <= imported
     assert not imported & {"mm1_hf", "torch", "transformers", "numpy", "huggingface_hub", "PIL", "tqdm"}

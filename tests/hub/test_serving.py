@@ -91,7 +91,7 @@ def served(tmp_path_factory):
     log = folder.parent / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mm1_hf.cli", "serve", str(folder), "--port", str(port), "--device", "cpu"],
+            [sys.executable, "-m", "mm1_command", "serve", str(folder), "--port", str(port), "--device", "cpu"],
             stdout=output,
             stderr=subprocess.STDOUT,
             # As for a user who has loaded nothing from the Hub: its cache does not exist.
@@ -179,7 +179,7 @@ def test_mm1_chat_talks_to_it(served):
     command = [
         sys.executable,
         "-m",
-        "mm1_hf.cli",
+        "mm1_command",
         "chat",
         name,
         str(client.base_url),

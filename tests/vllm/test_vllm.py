@@ -35,7 +35,6 @@ from transformers import (
 )
 
 from mm1_hf import MM1ConnectorConfig, MM1ImageProcessor, MM1TextConfig, MM1TextForCausalLM, assemble
-from mm1_hf.evaluation.answering import answer
 from mm1_hf.quickstart.easy_vqa import load_split
 from mm1_hf.training.lora import lora_config
 
@@ -346,7 +345,7 @@ def test_it_serves_adapters_of_the_decoder(split_model, tmp_path):
 
 def test_mm1_serve_starts_it_with_the_package(split_model):
     """No code of the folder is run, and images are split as the others of their request demand."""
-    with serving(split_model, MM1_SERVE, EAGER) as server:
+    with serving(split_model, MM1_SERVE, ("--engine", "vllm", *EAGER)) as server:
         image = noise(200, 100, 21)
         for question in (
             *QUESTIONS.values(),
@@ -366,25 +365,27 @@ def test_without_images_it_serves_text(split_model):
         assert is_expected(server, QUESTIONS["text"])
 
 
-@pytest.mark.skipif("MM1_QUICKSTART" not in os.environ, reason="MM1_QUICKSTART names no folder of `mm1 quickstart`")
+@pytest.mark.skipif("'MM1_QUICKSTART' not in os.environ", reason="MM1_QUICKSTART names no folder of `mm1 quickstart`")
 def test_the_quickstart_answers_two_hundred_questions_alike(tmp_path):
     folder = tmp_path / "quickstart"
     folder.symlink_to(Path(os.environ["MM1_QUICKSTART"]).resolve())
-    pairs = [(picture.image(), question) for picture in load_split("test") for question in picture.questions]
-    pairs = pairs[:200]
+    asked = [
+        (Question(question.text, (picture.image(),)), question.answer)
+        for picture in load_split("test")[:60]
+        for question in picture.questions
+    ][:200]
     with serving(folder, VLLM_SERVE, ("--trust-remote-code",), **WITHOUT_PACKAGE) as server:
-
-        def ask(pair: Any) -> str:
-            return server.ask(Question(pair[1].text, (pair[0],))).choices[0].message.content.strip()
-
         with ThreadPoolExecutor(32) as pool:
-            given = list(pool.map(ask, pairs))
-        expected = answer(
-            server.model, server.processor, [(image, question.text) for image, question in pairs], max_new_tokens=16
-        )
-    right = [
-        sum(text == question.answer for text, (_, question) in zip(texts, pairs, strict=True))
-        for texts in (given, expected)
-    ]
-    print(f"\nvLLM answers {right[0]} of {len(pairs)} questions rightly, transformers {right[1]}.")
-    assert given == expected and right[0] == right[1]
+            given = [
+                answered.choices[0].token_ids for answered in pool.map(server.ask, (question for question, _ in asked))
+            ]
+        expected = [server.expected(question)[1] for question, _ in asked]
+        right = [
+            sum(
+                server.processor.decode(tokens, skip_special_tokens=True).strip() == answer
+                for tokens, (_, answer) in zip(answers, asked, strict=True)
+            )
+            for answers in (given, expected)
+        ]
+    print(f"\nvLLM answers {right[0]} of {len(asked)} questions correctly, transformers {right[1]}.")
+    assert len(asked) == 200 and given == expected and right[0] == right[1]

@@ -11,9 +11,35 @@ from transformers.utils.import_utils import is_serve_available
 
 import mm1_hf  # noqa: F401 - registers MM1 with transformers
 from mm1_hf.cli.models import find_model
+from mm1_hf.hub.vllm_engine import serve_with_vllm
+from mm1_hf.model.versions import LISTS_MODELS
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str], engine: str) -> None:
+    """
+    Starts a server.
+
+    Args:
+        arguments: `serve`, the model where one is to be served alone, and the options of the server.
+        engine: whose server, `transformers` or `vllm`.
+
+    Raises:
+        ValueError: a package that the server needs is not installed, there is no such model, or vLLM is given none.
+    """
+    _, *options = arguments
+    # Only the first argument is a model for certain: a later one may be the value of an option.
+    model = options[0] if options and not options[0].startswith("-") else None
+    # A revision or a file of the model is for transformers to find.
+    if model is not None and not {"@", ":"} & set(model):
+        find_model(model)
+    if engine == "vllm":
+        if model is None:
+            raise ValueError("vLLM serves one model. Name it first: mm1 serve DIR --engine vllm.")
+        serve_with_vllm(model, options[1:])
+    run_transformers(arguments)
+
+
+def run_transformers(arguments: Sequence[str]) -> None:
     """
     Passes the arguments on to transformers' command.
 
@@ -21,20 +47,15 @@ def run(arguments: Sequence[str]) -> None:
         arguments: `serve` or `chat`, and the options of that command.
 
     Raises:
-        ValueError: a package that transformers' server and chat need is not installed, or there is no such model.
+        ValueError: a package that transformers' server and chat need is not installed.
     """
     if not is_serve_available():
         raise ValueError("Serving needs more packages: pip install 'mm1_hf[serve]'.")
-    verb, *options = arguments
-    if verb == "serve":
-        # Only the first argument is a model for certain: a later one may be the value of an option. A revision or a file
-        # of the model is for transformers to find.
-        if options and not options[0].startswith("-") and not {"@", ":"} & set(options[0]):
-            find_model(options[0])
+    if arguments[0] == "serve":
         _complete_server()
     from transformers.cli.transformers import app
 
-    app([verb, *options], prog_name="mm1")
+    app(list(arguments), prog_name="mm1")
 
 
 def _complete_server() -> None:
@@ -48,8 +69,8 @@ def _complete_server() -> None:
 
     def build_server(manager: Any, *parts: Any, **options: Any) -> Any:
         names = _served_names(manager.force_model)
-        scan = manager.get_gen_models
-        manager.get_gen_models = lambda: _listed(names) if names else _cached_models(scan)
+        scan = getattr(manager, LISTS_MODELS)
+        setattr(manager, LISTS_MODELS, lambda: _listed(names) if names else _cached_models(scan))
         for part in (*parts, *options.values()):
             if hasattr(part, "handle_request"):
                 part.handle_request = _answering(part.handle_request, names, manager.force_model)

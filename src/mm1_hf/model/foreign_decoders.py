@@ -11,6 +11,10 @@ from .modeling_mm1_text import MM1TextModel
 from .segments import boundary_kwargs, segment_positions
 
 
+# The names that serving engines give their attention.
+_ENGINES = frozenset({"vllm", "sglang"})
+
+
 def build_decoder(config: PreTrainedConfig) -> PreTrainedModel:
     """
     Builds the decoder: `mm1_text` from its class in this package, which also loads from the Hub without the package; any
@@ -23,6 +27,17 @@ def build_decoder(config: PreTrainedConfig) -> PreTrainedModel:
     if config.model_type == MM1TextConfig.model_type:
         return MM1TextModel._from_config(config)
     return AutoModel.from_config(config)
+
+
+def keeps_own_cache(decoder: PreTrainedModel) -> bool:
+    """
+    Whether the decoder's attention is that of a serving engine. It keeps the cache itself, and calls the model for every
+    token as if nothing came before it.
+
+    Args:
+        decoder: the decoder.
+    """
+    return decoder.config._attn_implementation in _ENGINES
 
 
 def balance_coefficient(text_config: PreTrainedConfig) -> float | None:

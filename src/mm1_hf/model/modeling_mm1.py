@@ -19,7 +19,13 @@ from transformers.utils.generic import accepts_precomputed_kwargs, merge_with_co
 from .adapters import AdapterLoadingMixin
 from .configuration_mm1 import MM1Config, MM1TextConfig, vision_sizes
 from .connectors import AttentionPooling, CAbstractor, ResidualNorm, build_connector
-from .foreign_decoders import balance_coefficient, build_decoder, num_experts, require_packed_path
+from .foreign_decoders import (
+    balance_coefficient,
+    build_decoder,
+    keeps_own_cache,
+    num_experts,
+    require_packed_path,
+)
 from .losses import live_targets
 from .modeling_mm1_text import (
     MM1CausalLMOutput,
@@ -41,11 +47,6 @@ from .segments import (
 )
 from .versions import CACHE, takes_cache
 from .vision import build_vision_tower, encode, normalize_levels
-
-
-# The attention of serving engines. They keep the cache themselves and call for every token as for a prefill, so nothing is
-# searched without images: an error would end the engine's process, whatever one of its users has written.
-_ENGINES = frozenset({"vllm", "sglang"})
 
 
 @dataclass
@@ -285,7 +286,8 @@ class MM1Model(MM1PreTrainedModel):
 
         if pixel_values is not None and pixel_values.shape[0] == 0:
             pixel_values = None
-        is_prefill = begins_rows(past_key_values) and self.config.text_config._attn_implementation not in _ENGINES
+        # A serving engine would end with the error of a search without images, whatever one of its users has written.
+        is_prefill = begins_rows(past_key_values) and not keeps_own_cache(self.language_model)
         num_features = 0
         if pixel_values is not None:
             num_features = pixel_values.shape[0] * self.config.connector_config.num_tokens
@@ -429,7 +431,7 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
         would pass them to the encoder."""
         if pixel_values is not None and pixel_values.shape[0] > 0:
             kwargs["pixel_values"] = pixel_values
-        return super().generate(*args, **kwargs)  # ty: ignore[invalid-argument-type] -- the mixin types its self
+        return super().generate(*args, **kwargs)
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, input_ids: Any = None, **model_kwargs: Any) -> Any:  # ty: ignore[incompatible-method-override]
         # Up to 5.17 transformers repeats `pixel_values` tile by tile, for beams and several answers, which would give a

@@ -50,6 +50,10 @@ DEQUANTIZE_GGUF: dict[str, Any] = (
     {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
 )
 
+# The method by which the manager of a server's models lists them.
+# Can go when 5.24 is the oldest release of the range.
+LISTS_MODELS = "list_models" if CACHE == "cache" else "get_gen_models"
+
 
 def takes_cache(forward: Callable) -> Callable:
     """
