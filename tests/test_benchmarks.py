@@ -84,3 +84,31 @@ def test_a_large_image_costs_the_memory_of_its_tiles(tmp_path, monkeypatch):
     assert encoder["flat"] <= 1.2
     assert encoder["padded"] == pytest.approx(320 / 41, rel=0.1)
     assert step["balanced"] <= 1.2 < step["one batch"]
+
+
+def test_the_table_of_gpu_tests(tmp_path, monkeypatch, capsys):
+    benchmark = load("gpu")
+    example = tmp_path / "test_example.py"
+    example.write_text(
+        "import pytest\n\n\n"
+        "@pytest.mark.gpu\ndef test_good(): ...\n\n\n"
+        "@pytest.mark.gpu\ndef test_bad():\n    assert 1 == 2\n\n\n"
+        "@pytest.mark.gpu\n@pytest.mark.skip(reason='no kernel')\ndef test_skipped(): ...\n\n\n"
+        "def test_without_a_gpu(): ...\n"
+    )
+    assert any(name.endswith("test_packed_rows.py") for name in benchmark.marked_files())
+    monkeypatch.setattr(benchmark, "marked_files", lambda: [str(example)])
+    monkeypatch.setattr(sys, "argv", ["gpu.py", str(tmp_path / "gpu.json")])
+    monkeypatch.setattr(benchmark.torch.cuda, "is_available", lambda: False)
+    assert benchmark.main() == 2
+
+    monkeypatch.setattr(benchmark.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(benchmark.torch.cuda, "get_device_name", lambda: "A GPU")
+    monkeypatch.setattr(benchmark.torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert benchmark.main() == 1
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    outcomes = {case["test"]: (case["outcome"], case["reason"]) for case in result["tests"]}
+    assert outcomes["test_good"] == ("passed", "") and outcomes["test_skipped"] == ("skipped", "no kernel")
+    assert outcomes["test_bad"][0] == "failure" and len(outcomes) == 3
+    printed = capsys.readouterr().out
+    assert "A GPU, torch" in printed and "test_skipped  skipped" in printed

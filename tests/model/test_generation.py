@@ -1,5 +1,7 @@
 """`generate()` in the ways that transformers offers, with images in the prompt."""
 
+import copy
+
 import pytest
 import torch
 from tiny import tiny_mm1
@@ -196,6 +198,18 @@ def test_generate_compiles_its_step_once(model):
         given = answer(model, inputs, cache_implementation="static", compile_config=compilation)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert torch.equal(given, greedy(model, inputs))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="generate() compiles its step by itself on a GPU")
+def test_generate_compiles_its_step_on_a_gpu(model):
+    inputs = {name: value.cuda() for name, value in prompt(model, 3, 0, 4).items()}
+    model = copy.deepcopy(model).cuda()
+    expected = greedy(model, inputs)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    assert torch.equal(answer(model, inputs, cache_implementation="static"), expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.parametrize("how", [{"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}])

@@ -3,7 +3,7 @@ other without an error."""
 
 import pytest
 import torch
-from flash import use_reference_flash
+from flash import torch_varlen_attention, use_flash
 from tiny import tiny_vision
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Trainer, TrainingArguments
 from transformers.utils import find_labels, is_flash_attn_2_available
@@ -203,7 +203,7 @@ def test_flash_gets_the_boundaries_and_no_mask(kind, mask, use_cache, monkeypatc
     """Two rows: of restarting positions flash attention by itself reads only a single one's."""
     model = build(kind)
     expected = separate_logits(model)
-    boundaries = use_reference_flash(monkeypatch, model.model.language_model)
+    boundaries = use_flash(monkeypatch, model.model.language_model)
     batch = packed(padding=3)
     batch = {name: torch.cat([value, value]) for name, value in batch.items()}
     if mask:
@@ -218,7 +218,7 @@ def test_flash_gets_the_boundaries_and_no_mask(kind, mask, use_cache, monkeypatc
 def test_flash_reads_restarting_positions_in_training(kind, monkeypatch):
     model = build(kind)
     expected = separate_logits(model)
-    boundaries = use_reference_flash(monkeypatch, model.model.language_model)
+    boundaries = use_flash(monkeypatch, model.model.language_model)
     batch = packed()
     batch = {name: torch.cat([value, value]) for name, value in batch.items() if name != "segment_ids"}
     close(model.train()(**batch, position_ids=positions()).logits, expected.expand(2, -1, -1))
@@ -237,6 +237,18 @@ def test_flash_kernels_keep_segments_apart(kind):
     model.set_attn_implementation({"text_config": "flash_attention_2"})
     logits = model(**{k: v.to(**move) for k, v in packed(padding=3).items()}).logits[:, :24]
     torch.testing.assert_close(logits, torch.cat(expected, dim=1), atol=0.1, rtol=0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has this kernel for GPUs alone")
+@pytest.mark.parametrize("kind", DECODERS)
+def test_torch_s_own_flash_kernel_keeps_segments_apart(kind, monkeypatch):
+    model = build(kind).cuda().bfloat16()
+    expected = [model(**{name: value.cuda() for name, value in each.items()}).logits for each in examples()]
+    boundaries = use_flash(monkeypatch, model.model.language_model, torch_varlen_attention)
+    logits = model(**{name: value.cuda() for name, value in packed(padding=3).items()}).logits[:, :24]
+    torch.testing.assert_close(logits, torch.cat(expected, dim=1), atol=0.1, rtol=0.1)
+    assert boundaries
 
 
 # Traps

@@ -2,6 +2,7 @@
 can be tested where there is none."""
 
 import functools
+from collections.abc import Callable
 
 import torch
 from transformers import modeling_flash_attention_utils
@@ -43,15 +44,41 @@ def dense_attention(*_, **__):
     raise AssertionError("Dense flash attention was called, which knows no segments.")
 
 
-def use_reference_flash(monkeypatch, decoder) -> list[torch.Tensor]:
-    """Gives `decoder` "flash_attention_2" with the arithmetic above; returns the list that its boundaries go to."""
+def torch_varlen_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:
+    """The same by the flash attention that torch itself has for GPUs."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert causal and dropout_p == 0
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    return varlen_attn(
+        *(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k),
+        scale=softmax_scale,
+        window_size=(window_size[0], 0),
+    )
+
+
+def use_flash(monkeypatch, decoder, kernel: Callable = varlen_attention) -> list[torch.Tensor]:
+    """Gives `decoder` "flash_attention_2" with a kernel from above; returns the list that its boundaries go to."""
     calls = []
 
     # transformers reads off the kernel's arguments what it can do.
-    @functools.wraps(varlen_attention)
+    @functools.wraps(kernel)
     def recorded(q, k, v, cu_seqlens_q, **kwargs):
         calls.append(cu_seqlens_q)
-        return varlen_attention(q, k, v, cu_seqlens_q, **kwargs)
+        return kernel(q, k, v, cu_seqlens_q, **kwargs)
 
     functions = (dense_attention, recorded, None, None, None)
     monkeypatch.setattr(modeling_flash_attention_utils, "_loaded_implementation", None)

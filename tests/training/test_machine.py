@@ -3,12 +3,16 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from machines import CPUS, pretend_accelerator, pretend_cpu
-from transformers import TrainingArguments
+from tiny import tiny_mm1
+from transformers import Trainer, TrainingArguments
 
 import mm1_hf
+from mm1_hf.data.collation import MM1Collator
+from mm1_hf.model.segment_attention import SEGMENT_SDPA
 from mm1_hf.training import machine
 from mm1_hf.training.machine import this_machine
 
@@ -144,3 +148,40 @@ def test_nothing_else_asks_what_the_machine_has():
         if asking.search(line)
     ]
     assert not found
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="trains on a GPU")
+@pytest.mark.parametrize("attention", ["sdpa", SEGMENT_SDPA, "flex_attention"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_gpu_trains_in_half_precision(precision, attention, tmp_path):
+    """Its losses follow those of float32, and its weights stay float32."""
+    images = torch.rand(4, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    rows = [
+        {"text": index % 2 * "<image>" + "words" * (1 + index), "images": list(images[: index % 2])}
+        for index in range(4)
+    ]
+    histories = []
+    for wanted in ({"bf16": False, "fp16": False}, {precision: True}):
+        model, processor = tiny_mm1()
+        processor.image_processor.image_splitting = "none"
+        model.set_attn_implementation({"text_config": attention})
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=8,
+            logging_steps=1,
+            learning_rate=0.001,
+            per_device_train_batch_size=2,
+            remove_unused_columns=False,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            **this_machine(wanted).arguments,
+        )
+        trainer = Trainer(model, arguments, train_dataset=rows, data_collator=MM1Collator(processor))
+        trainer.train()
+        histories.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    exact, half = histories
+    np.testing.assert_allclose(half, exact, rtol=0.03)
+    assert half[-1] < half[0]
