@@ -3,9 +3,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 SUITES := .test-suites
 VLLM := .venv-vllm
+LMMS := .venv-lmms
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup quickstart test test-all test-versions test-vllm lint format docs clean
+.PHONY: help setup quickstart test test-all fuzz test-versions test-vllm test-lmms lint format docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -18,7 +19,7 @@ $(READY): pyproject.toml constraints.txt parts.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[pretrain,quickstart,quantize,serve,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[pretrain,quickstart,quantize,serve,eval,dev]'
 	$(BIN)/pip install --quiet --no-deps -r parts.txt
 	@touch $@
 
@@ -33,6 +34,10 @@ test-all: export RUN_SLOW := 1
 test-all: export MM1_FUZZ_CASES := 20000
 test-all: $(READY) $(SUITES)/.ready  ## Run every test, also what takes longer than continuous integration may
 	$(run-tests)
+
+fuzz: MM1_FUZZ_CASES ?= 100000
+fuzz: $(READY)  ## Try 100,000 broken and hostile inputs of every kind; MM1_FUZZ_CASES=1000 for fewer
+	MM1_FUZZ_CASES=$(MM1_FUZZ_CASES) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 tests/fuzz
 
 define run-tests
 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 $(MARKED) --ignore=tests/common
@@ -58,6 +63,17 @@ $(VLLM)/.ready: tests/vllm/requirements.txt
 	$(VLLM)/bin/python tests/vllm/name_vllm.py
 	@touch $@
 
+test-lmms: $(LMMS)/.ready  ## Evaluate with lmms-eval and lm-evaluation-harness, in an environment of their own, and compare scores
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(LMMS)/bin/python -m pytest -q -s tests/lmms_eval
+
+# It sees the packages of .venv, so that both harnesses run on the very torch and transformers of the other tests.
+$(LMMS)/.ready: $(READY) tests/lmms_eval/requirements.txt
+	$(PYTHON) -m venv $(LMMS)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+		$$($(LMMS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
+	$(LMMS)/bin/pip install --quiet --no-deps -r tests/lmms_eval/requirements.txt -e .
+	@touch $@
+
 lint: $(READY)  ## Check style, transformers' structural rules and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -72,4 +88,4 @@ docs: $(READY)  ## Write the generated pages of docs/
 	$(BIN)/python -m mm1_hf.accounting.presets_page > docs/presets.md
 
 clean:  ## Remove what make created
-	rm -rf .venv .versions $(SUITES) $(VLLM) quickstart-mm1
+	rm -rf .venv .versions $(SUITES) $(VLLM) $(LMMS) quickstart-mm1

@@ -25,11 +25,11 @@ import mm1_hf  # noqa: F401 - registers MM1 with the Auto classes
 from mm1_hf.data.examples import ExampleEncoder
 from mm1_hf.data.mixture import Mixture, Source
 from mm1_hf.evaluation.held_out import held_out_loss
+from mm1_hf.training.checkpoints import last_complete_checkpoint
 from mm1_hf.training.machine import this_machine
 from mm1_hf.training.parts import freeze
 from mm1_hf.training.recipes import recipe
 from mm1_hf.training.runs import split_images
-from mm1_hf.training.streams import last_complete_checkpoint
 from mm1_hf.training.trainer import MM1Trainer
 
 

@@ -190,7 +190,7 @@ def manual_pages(folder: Path, limit: int | None) -> Iterator[Document]:
         files = sorted((folder / path).rglob("*.html"))[:limit]
         for file in tqdm(files, desc=package, unit="page"):
             try:
-                page = html_document(file.read_bytes(), str(file))
+                page = html_document(file.read_bytes(), str(file), str(folder))
             except Unusable:
                 # The page has no words, such as an index.
                 continue

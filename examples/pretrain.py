@@ -25,10 +25,10 @@ from mm1_hf.evaluation.held_out import held_out_loss
 from mm1_hf.evaluation.image_gain import image_gain
 from mm1_hf.model.vision import encode
 from mm1_hf.quickstart.embedded_parts import load_decoder, load_vision_encoder
+from mm1_hf.training.checkpoints import last_complete_checkpoint
 from mm1_hf.training.machine import this_machine
 from mm1_hf.training.parts import freeze
 from mm1_hf.training.recipes import recipe
-from mm1_hf.training.streams import last_complete_checkpoint
 from mm1_hf.training.trainer import MM1Trainer
 
 

@@ -21,11 +21,11 @@ import mm1_hf  # noqa: F401 - registers MM1 with the Auto classes
 from mm1_hf.data.collation import MM1Collator
 from mm1_hf.evaluation.held_out import held_out_loss
 from mm1_hf.quickstart.easy_vqa import Picture, load_split
+from mm1_hf.training.checkpoints import last_complete_checkpoint
 from mm1_hf.training.machine import this_machine
 from mm1_hf.training.parts import freeze
 from mm1_hf.training.recipes import recipe
 from mm1_hf.training.sft import MM1SFTTrainer
-from mm1_hf.training.streams import last_complete_checkpoint
 
 
 SEQUENCE_LENGTH = 512

@@ -33,7 +33,10 @@ FUNCTIONS = {
     "transformers.trainer.Trainer._load_from_checkpoint": "9041218b8c5d",
     "transformers.trainer.Trainer._load_best_model": "3810044fbf47",
     "transformers.trainer.Trainer._load_optimizer_and_scheduler": "cd72a358e3c5",
-    "transformers.trainer.Trainer._load_rng_state": "f26aad5f60e0",
+    "transformers.trainer.Trainer._save_checkpoint": "3f08503719cd",
+    "trl.trainer.sft_trainer.SFTTrainer._save_checkpoint": "9e443b9bdf40",
+    # The norm of the gradients of a step, before the optimizer uses them.
+    "transformers.trainer.Trainer._get_grad_norm": "b2787642923d",
     "transformers.distributed.checkpoint._load_model_checkpoint_distributed": "6aef0001506d",
     # A batch loses the entries that only the trainer reads, before the model sees it.
     "transformers.trainer.Trainer._prepare_inputs": "20227b701701",
@@ -43,6 +46,8 @@ FUNCTIONS = {
     "transformers.modeling_utils.PreTrainedModel._can_set_experts_implementation": "793182d657d2",
     # Rows with tiles of their own are repeated for beams.
     "transformers.generation.utils.GenerationMixin._expand_inputs_for_generation": "cb123c7fdea3",
+    # A draft model encodes the tiles by itself.
+    "transformers.generation.utils.GenerationMixin._get_candidate_generator": "05bb845d6d49",
     "transformers.generation.utils.GenerationMixin._validate_model_kwargs": "8a4af2cfb784",
     "transformers.image_processing_utils.BaseImageProcessor._standardize_kwargs": "1b042335d41f",
     "transformers.image_processing_utils.BaseImageProcessor._validate_preprocess_kwargs": "095c0dff22a6",
@@ -62,6 +67,7 @@ ATTRIBUTES = {
     "_attn_implementation": "transformers.configuration_utils",
     "_supports_flash_attn": "transformers.modeling_utils",
     "_keep_in_fp32_modules": "transformers.modeling_utils",
+    "_hf_peft_config_loaded": "transformers.integrations.peft",
 }
 
 # Of torch and the standard library, not of transformers.
@@ -120,7 +126,7 @@ def used() -> set[str]:
     defined, asked = set(), set()
     for file in Path(mm1_hf.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 defined.add(node.name)
             elif isinstance(node, ast.Attribute):
                 (defined if isinstance(node.ctx, ast.Store) else asked).add(node.attr)

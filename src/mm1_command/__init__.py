@@ -26,8 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         import_module(f"mm1_hf.cli.{verb}").run(**options)
     except (ValueError, OSError) as error:
+        # Messages may quote what data and files hold. Imported only here, because it takes the package with it.
+        printable = import_module("mm1_hf.reporting.printable").printable
         # Some messages of transformers have several lines.
-        print(f"mm1 {verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mm1 {verb}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     return 0
 

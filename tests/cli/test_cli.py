@@ -87,7 +87,7 @@ def test_ask_answers_with_a_saved_model(tmp_path, capsys):
     [
         ({"model": "nowhere/at/all"}, "mm1 ask: There is no folder nowhere/at/all. Give an existing folder, or a Hub"),
         ({"image": "nowhere.png"}, "mm1 ask: There is no file nowhere.png. Give the file or the URL of an image."),
-        ({"image": "broken.png"}, "mm1 ask: broken.png cannot be read as an image: cannot identify image file"),
+        ({"image": "broken.png"}, "mm1 ask: broken.png cannot be read as an image: cannot identify it as an image"),
         ({"image": "cut.png"}, "mm1 ask: cut.png cannot be read as an image: "),
     ],
 )

@@ -4,6 +4,7 @@ import base64
 import pickle
 import re
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -85,11 +86,14 @@ def test_a_chat_that_cannot_be_an_example_says_why(record, room, reason, process
 
 
 def test_one_chat_that_the_template_refuses_does_not_spoil_the_others(processor):
-    video = {"messages": [user([{"type": "video", "text": "v"}]), assistant("a")]}
-    records = [RECORDS["no image"], RECORDS["one image"], video, RECORDS["prompt"], {"messages": [user("q")]}]
+    processor.chat_template = (
+        "{% if messages|length > 4 %}{{ raise_exception('Too long.') }}{% endif %}" + processor.chat_template
+    )
+    long = {"messages": [user("q"), assistant("a")] * 3}
+    records = [RECORDS["no image"], RECORDS["one image"], long, RECORDS["prompt"], {"messages": [user("q")]}]
     encoder = ChatEncoder(processor, 2048)
     encoded = encoder.encode([LAYOUTS["chat"](record, f"r{index}") for index, record in enumerate(records)])
-    assert "r2: MM1 reads content parts of type" in str(encoded[2]) and "r4 has no assistant" in str(encoded[4])
+    assert "r2: Too long." in str(encoded[2]) and "r4 has no assistant" in str(encoded[4])
     for index in (0, 1, 3):
         ((alone,),) = encoder.encode([LAYOUTS["chat"](records[index], "r")])
         assert np.array_equal(encoded[index][0].input_ids, alone.input_ids)
@@ -190,3 +194,18 @@ def test_an_unknown_layout_is_refused(processor):
 def test_a_record_that_fits_no_row_is_named(processor):
     with pytest.raises(ValueError, match=r"cannot be packed: chat longer than a row: record \d+ has \d+ tokens"):
         PackedDataset(conversations(30), ChatEncoder(processor, 40))
+
+
+def test_a_record_that_cannot_be_packed_is_left_out_and_counted(processor):
+    """Also where only the pixels of an image turn out to be broken when the row is read."""
+    records = [
+        {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"{n}"}]}
+        for n in range(30)
+    ]
+    good = PackedDataset(datasets.Dataset.from_list(records), ChatEncoder(processor, 160))
+    records[7]["messages"][0]["content"] = None
+    packed = PackedDataset(datasets.Dataset.from_list(records), ChatEncoder(processor, 160))
+    counts = packed.drops.report()["the data set"]
+    assert counts["seen"] == 30 and sum(counts["dropped"].values()) == 1
+    assert sum(int(row["segment_ids"].max()) for row in packed) == 29
+    assert sum(int(row["segment_ids"].max()) for row in good) == 30

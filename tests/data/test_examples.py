@@ -33,6 +33,7 @@ parts = st.lists(st.one_of(st.just(IMAGE), st.text("abc <>|image", min_size=0, m
 @given(parts, st.sampled_from([6, 9, 20, 64]), st.sampled_from([None, 1, 3]))
 @settings(max_examples=300, deadline=None)
 def test_every_token_and_image_is_kept_once_and_no_image_is_cut(parts, length, max_images):
+    """But for pieces without a target: images, after at most one token of text, which nothing before it predicts."""
     pieces = encode(*parts, length=length, max_images=max_images)
     if not any(isinstance(part, str) and part for part in parts):
         assert isinstance(pieces, Unusable) and pieces.reason == "no text"
@@ -42,14 +43,28 @@ def test_every_token_and_image_is_kept_once_and_no_image_is_cut(parts, length, m
         ids = [PROCESSOR.image_token_id] * 4 if part is IMAGE else list(part.encode())
         expected += ids if part is IMAGE else PROCESSOR.tokenizer(part, split_special_tokens=True)["input_ids"]
         targets += [part is not IMAGE] * len(ids)
-    assert np.concatenate([piece.input_ids for piece in pieces]).tolist() == [*expected, EOS]
-    starts = np.cumsum([0, *(len(piece.input_ids) for piece in pieces[:-1])])
-    learned = np.array([*targets, True])
-    learned[starts] = False
-    assert np.concatenate([piece.learned for piece in pieces]).tolist() == learned.tolist()
-    assert [image for piece in pieces for image in piece.images] == [part for part in parts if part is IMAGE]
+    if isinstance(pieces, Unusable):
+        assert pieces.reason == "nothing to learn from" and sum(targets) == 1
+        return
+    kept = np.concatenate([piece.input_ids for piece in pieces]).tolist()
+    images = sum(len(piece.images) for piece in pieces)
+    assert images + pieces[0].left_out == parts.count(IMAGE)
+    assert all(piece.left_out == 0 for piece in pieces[1:])
+    if len(kept) == len(expected) + 1:
+        assert kept == [*expected, EOS]
+        starts = np.cumsum([0, *(len(piece.input_ids) for piece in pieces[:-1])])
+        learned = np.array([*targets, True])
+        learned[starts] = False
+        assert np.concatenate([piece.learned for piece in pieces]).tolist() == learned.tolist()
+    else:
+        left = iter([*expected, EOS])
+        assert all(token in left for token in kept), "the pieces are in order"
+        lost = len(expected) + 1 - len(kept) - 4 * pieces[0].left_out
+        # A piece that is left out has at most one token of text, and begins where a part does not fit.
+        assert 0 <= lost <= len(parts) + 1
     for piece in pieces:
         assert 0 < len(piece.input_ids) <= length
+        assert piece.learned.any()
         assert max_images is None or len(piece.images) <= max_images
         assert (piece.input_ids == PROCESSOR.image_token_id).sum() == 4 * len(piece.images)
     assert [piece.begins for piece in pieces] == [True] + [False] * (len(pieces) - 1)
@@ -107,3 +122,76 @@ def test_a_row_that_cannot_hold_an_image_is_refused():
         encoder(length=5)
     with pytest.raises(ValueError, match="max_images is 0"):
         encoder(max_images=0)
+
+
+def test_images_without_text_in_their_row_are_left_out_and_counted():
+    pieces = encode("before", *[IMAGE] * 12, "after", length=4096, max_images=4)
+    assert [len(piece.images) for piece in pieces] == [4, 4]
+    assert [piece.left_out for piece in pieces] == [4, 0] and [piece.begins for piece in pieces] == [True, False]
+    pieces = encode(*[IMAGE] * 12, "after", length=4096, max_images=4)
+    assert [(len(piece.images), piece.left_out, piece.begins) for piece in pieces] == [(4, 8, True)]
+
+
+def test_no_document_takes_another_with_it():
+    """Halves of characters, which no tokenizer can read, and errors of any type of a tokenizer that reads many at once."""
+    good = Document("text", ("good",), "good")
+    documents = [good, Document("text", ("half \ud83d",), "half"), good]
+    found = encoder().encode(documents)
+    assert [isinstance(each, Unusable) for each in found] == [False, True, False]
+    assert (
+        found[1].reason == "text is not valid Unicode" and "half: character 5 of a text is \\ud83d" in found[1].detail
+    )
+    assert found[0][0].input_ids.tolist() == found[2][0].input_ids.tolist()
+
+
+class PanicException(BaseException):
+    """As pyo3 raises it."""
+
+
+@pytest.mark.parametrize("error", [TypeError, MemoryError, RecursionError, OverflowError, PanicException])
+def test_whatever_a_tokenizer_raises_is_the_document_s_reason(error, monkeypatch):
+    own = encoder()
+    tokenize = own._tokenize
+
+    def raising(texts):
+        if any("bad" in text for text in texts):
+            raise error("no")
+        return tokenize(texts)
+
+    monkeypatch.setattr(own, "_tokenize", raising)
+    documents = [Document("text", (text,), text) for text in ("a", "bad", "b", "c", "bad", "d")]
+    found = own.encode(documents)
+    assert [isinstance(each, Unusable) for each in found] == [False, True, False, False, True, False]
+    assert str(found[1]) == f"unreadable record ({error.__name__}): bad: no"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_a_run_can_be_stopped_inside_of_a_record(error, monkeypatch):
+    own = encoder()
+
+    def raising(texts):
+        raise error
+
+    monkeypatch.setattr(own, "_tokenize", raising)
+    with pytest.raises(error):
+        own.encode([Document("text", ("a",), "a")])
+
+
+def test_pixels_of_another_size_than_the_placeholders_are_refused():
+    class Growing(ImagePart):
+        def load(self):
+            return Image.new("RGB", (112, 40))
+
+    (piece,) = encode("a", Growing(IMAGE.source))
+    with pytest.raises(
+        Unusable, match=r"image of another size: a document: an image has 40 x 112 pixels .* said 40 x 56"
+    ):
+        encoder().pixel_values(piece)
+
+
+def test_an_error_of_the_image_processor_is_the_example_s_reason(monkeypatch):
+    own = encoder()
+    (piece,) = own.encode([Document("interleaved", ("a", IMAGE), "a document")])[0]
+    monkeypatch.setattr(own.processor.image_processor, "_samples", lambda images: 1 / 0)
+    with pytest.raises(Unusable, match=r"unreadable record \(ZeroDivisionError\)"):
+        own.pixel_values(piece)

@@ -125,11 +125,11 @@ def test_going_on_gives_the_batches_of_a_run_without_a_stop(streaming, stops):
 
 def test_another_mixture_does_not_take_up_a_state():
     state = mixture().state_dict()
-    with pytest.raises(ValueError, match="seed: 0 in the checkpoint, 1 here"):
+    with pytest.raises(ValueError, match="seed: 0 in the checkpoint, 1 now"):
         mixture(seed=1).load_state_dict(state)
     stream = mixture()
     stream.split(0, 2, 1)
-    with pytest.raises(ValueError, match="world_size: 1 in the checkpoint, 2 here"):
+    with pytest.raises(ValueError, match="world_size: 1 in the checkpoint, 2 now"):
         stream.load_state_dict(state)
 
 

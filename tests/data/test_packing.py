@@ -17,6 +17,7 @@ def example(length: int, start: int = 0) -> Example:
         learned=np.arange(length) > 0,
         images=(),
         splits=(),
+        sizes=(),
         begins=True,
         name="an example",
     )

@@ -162,12 +162,12 @@ def test_llava_of_mixed_types_is_read(name, streaming, tmp_path):
         },
         {
             "id": 3,
-            "conversations": [{"from": "human", "value": "Write <image>."}, {"from": "gpt", "value": "<image>"}],
+            "conversations": [{"from": "human", "value": "Write it."}, {"from": "gpt", "value": "<image>"}],
         },
     ]
     write = json.dumps(rows) if name.endswith("json") else "\n".join(map(json.dumps, rows))
     (tmp_path / name).write_text(write)
-    expected = [[0, "This."], [1, " or ", 2], ["Write <image>.\n<image>"]]
+    expected = [[0, "This."], [1, " or ", 2], ["Write it.\n<image>"]]
     assert documents(tmp_path / name, "llava", streaming=streaming) == expected
 
 

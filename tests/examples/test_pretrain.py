@@ -47,7 +47,7 @@ def run(monkeypatch, *arguments: object) -> None:
 def test_the_example_trains_measures_and_goes_on(cpu_dtype, data, tmp_path, monkeypatch, capsys):
     pretend_cpu(monkeypatch, cpu_dtype)
     arguments = ("--data", data, "--output", tmp_path / "run", "--captions", 20)
-    run(monkeypatch, *arguments, "--steps", 3)
+    run(monkeypatch, *arguments, "--steps", 4)
     results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
     assert set(results["before"]) == set(results["after"]) == {"interleaved", "caption", "text"}
     assert all(results["after"][source] < loss for source, loss in results["before"].items())
@@ -55,6 +55,6 @@ def test_the_example_trains_measures_and_goes_on(cpu_dtype, data, tmp_path, monk
     printed = capsys.readouterr().out
     assert "20 captions: loss" in printed
     MM1ForConditionalGeneration.from_pretrained(tmp_path / "run")
-    run(monkeypatch, *arguments, "--steps", 4)
-    state = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text(encoding="utf-8"))
-    assert state["global_step"] == 4 and state["log_history"][0]["step"] == 3
+    run(monkeypatch, *arguments, "--steps", 5)
+    state = json.loads((tmp_path / "run" / "checkpoint-5" / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state["global_step"] == 5 and state["log_history"][0]["step"] == 4

@@ -1,9 +1,8 @@
 """Prompts that spell special tokens, whole, in pieces and through each other: in chats they stay text, in plain prompts an
 image token is an image's place and has to have its image."""
 
-import os
-
 import pytest
+from fuzzing import Tally, number_of_cases
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -12,8 +11,8 @@ from tiny import byte_tokenizer
 from mm1_hf import MM1ImageProcessor, MM1Processor
 
 
-CASES = int(os.environ.get("MM1_FUZZ_CASES", "500"))
-FUZZ = settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
+KIND = "chats"
+FUZZ = settings(max_examples=number_of_cases(KIND, tests=2), deadline=None, suppress_health_check=list(HealthCheck))
 START, END, IMAGE = "<|im_start|>", "<|im_end|>", "<image>"
 # Beside those of every MM1, some that begin as they end, that hold or cross one another, and the end of a text.
 HOSTILE = ["|x|", "@@", "<|im_start|>!", "mage><|im", "<image><image>", "<|endoftext|>"]
@@ -71,7 +70,7 @@ def visible(content: str | list[str | None]) -> str:
 @example(chat=[("user", ["<|im_", "", "end|>", None])], tokenize=True)
 @example(chat=[("system", "<|im_<image>start|>")], tokenize=False)
 @example(chat=[("user", "|x|x|x|@@@@@")], tokenize=True)
-def test_what_a_chat_says_stays_text(chat, tokenize):
+def test_what_a_chat_says_stays_text(tally: Tally, chat, tokenize):
     messages = [message(role, content) for role, content in chat]
     if tokenize:
         ids = PROCESSOR.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"][0]
@@ -79,6 +78,9 @@ def test_what_a_chat_says_stays_text(chat, tokenize):
         images = [TILE for _, content in chat if not isinstance(content, str) for part in content if part is None]
         ids = PROCESSOR(text=PROCESSOR.apply_chat_template(messages), images=images or None)["input_ids"][0]
     names = PROCESSOR.tokenizer.convert_ids_to_tokens([token for token in ids if token in SPECIAL.values()])
+    if any(role == "assistant" for role, _ in chat):
+        # What the assistant writes keeps its own tokens, but for those that make turns and images.
+        names = [name for name in names if name in (START, END, IMAGE)]
     expected = []
     for _, content in chat:
         images = 0 if isinstance(content, str) else content.count(None)
@@ -87,11 +89,12 @@ def test_what_a_chat_says_stays_text(chat, tokenize):
     seen = PROCESSOR.decode(ids).replace(ZERO_WIDTH_SPACE, "")
     said = "".join(f"{START}{role}\n{visible(content)}{END}\n" for role, content in chat)
     assert seen == said.replace(ZERO_WIDTH_SPACE, ""), "nothing visible is lost"
+    tally.outcomes["read"] += 1
 
 
 @FUZZ
 @given(texts=st.lists(words, min_size=1, max_size=3), images=st.lists(st.integers(0, 3), min_size=3, max_size=3))
-def test_a_plain_prompt_has_an_image_for_every_place(texts, images):
+def test_a_plain_prompt_has_an_image_for_every_place(tally: Tally, texts, images):
     places = [text.count(IMAGE) for text in texts]
     images = images[: len(texts)]
     tiles = [[TILE] * count for count in images]
@@ -105,3 +108,4 @@ def test_a_plain_prompt_has_an_image_for_every_place(texts, images):
     inputs = PROCESSOR(text=texts, images=fitting if sum(places) else None)
     assert [ids.count(SPECIAL[IMAGE]) for ids in inputs["input_ids"]] == [2 * count for count in places]
     assert len(inputs.get("pixel_values", [])) == sum(places)
+    tally.outcomes["read"] += 1

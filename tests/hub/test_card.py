@@ -1,5 +1,6 @@
 """The card says what the files and the author tell, and nothing else."""
 
+import ast
 import json
 import re
 from dataclasses import replace
@@ -7,6 +8,9 @@ from dataclasses import replace
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from mm1_hf.accounting.parameters import count_parameters
 from mm1_hf.cli import main
@@ -15,9 +19,12 @@ from mm1_hf.hub.card import (
     DataDetails,
     PartDetails,
     ResultDetails,
+    StageDetails,
     load_details,
+    load_results,
     model_card,
 )
+from mm1_hf.hub.markdown import one_line
 from mm1_hf.hub.repository import read_repository
 
 
@@ -141,13 +148,61 @@ def test_results_may_lie_in_a_file_of_their_own(tmp_path):
     assert details.evaluation == (ResultDetails(**FULL["evaluation"][0]),)
 
 
+RUN = {
+    "tasks": {
+        "easy_vqa": {"task": {"data": [], "split": "test"}},
+        "coco": {"task": {"data": ["yerevann/coco-karpathy", "other/copy"], "split": "test"}},
+        "hidden": {"task": {"data": ["a/b"], "split": "test"}},
+    },
+    "scores": [
+        {"task": "easy_vqa", "shots": 0, "samples": 9673, "metric": "exact_match", "score": 0.94876},
+        {"task": "coco", "shots": 8, "samples": 5000, "metric": "cider", "score": 1.1},
+        {"task": "hidden", "shots": 0, "samples": 0, "metric": None, "score": None},
+    ],
+}
+
+
+def test_results_of_an_evaluation_become_metadata(repository, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(RUN), encoding="utf-8")
+    expected = (
+        ResultDetails("easy_vqa", "easy_vqa", "test", 9673, "exact_match", 0.9488),
+        ResultDetails("coco", "yerevann/coco-karpathy", "test", 5000, "cider", 1.1, shots=8),
+    )
+    assert load_results(tmp_path / "results.json") == expected
+    details = written(tmp_path, {"evaluation": "results.json"})
+    assert details.evaluation == expected
+    results = ModelCard(str(model_card(repository, "someone/tiny", details))).data.eval_results
+    assert [(each.task_name, each.dataset_type, each.metric_name, each.metric_value) for each in results] == [
+        ("easy_vqa", "easy_vqa", "exact_match", 0.9488),
+        ("coco", "yerevann/coco-karpathy", "cider, 8 shots", 1.1),
+    ]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {},
+        [],
+        {"tasks": {}, "scores": RUN["scores"]},
+        {**RUN, "scores": [{**RUN["scores"][0], "score": "high"}]},
+        {**RUN, "scores": [{**RUN["scores"][0], "samples": "many"}]},
+        {**RUN, "scores": [{**RUN["scores"][0], "metric": ["x"]}]},
+        {**RUN, "tasks": {"easy_vqa": {"task": {"data": 5, "split": "test"}}}},
+    ],
+)
+def test_what_is_no_evaluation_is_refused(broken, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(broken), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"results\.json"):
+        load_results(tmp_path / "results.json")
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
         ({"sumary": "x"}, "unknown entries: sumary"),
         ({"data": "OBELICS"}, "data must be a list"),
         ({"data": [{"license": "mit"}]}, "data 1.*name"),
-        ({"encoder": "apple/aimv2"}, "encoder holds 'apple/aimv2'"),
+        ({"encoder": "apple/aimv2"}, "encoder: holds 'apple/aimv2'"),
         ([], "must hold entries"),
     ],
 )
@@ -198,3 +253,99 @@ def test_a_pretraining_that_tells_nothing_is_refused(run, tmp_path):
         with pytest.raises(ValueError, match=told):
             written(tmp_path, {"stages": [{"settings": "run.yaml"}]})
         log(run)
+
+
+ANY_TEXT = st.text(st.characters(codec=None), max_size=40) | st.lists(
+    st.sampled_from(
+        [
+            "a",
+            " ",
+            "\n",
+            "|",
+            "`",
+            "```",
+            "```python",
+            "~~~",
+            "#",
+            "-",
+            "1.",
+            "---",
+            "<",
+            ">",
+            "&",
+            "\\",
+            "[",
+            "](",
+            ")",
+            "*",
+            "_",
+            "$",
+            "{{",
+            "}}",
+            "{%",
+            "%}",
+            "\u202e",
+            "\r",
+            "\u2028",
+            '"',
+            "'",
+            ": ",
+            "\x1b[2J",
+            "import os",
+        ]
+    )
+).map("".join)
+
+
+def filled(value):
+    """Details with this text in every place."""
+    return CardDetails(
+        summary=value,
+        encoder=PartDetails(value, value),
+        decoder=PartDetails(value, value),
+        connector_license=value,
+        data=(DataDetails(value, value, value, 0.5),),
+        stages=(StageDetails(value, value, 1, 2, 0.1, value),),
+        evaluation=(ResultDetails(value, value, value, 1, value, 0.5),),
+        evaluation_notes=value,
+        hardware=value,
+        intended_use=value,
+        known_biases=value,
+        limits=(value, value),
+    )
+
+
+def shape_of(card: str) -> list[tuple[str, ...]]:
+    """The blocks of a card's Markdown and their nesting, without their text; the code with its text."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(card.split("\n---\n", 1)[1])
+    return [
+        (token.type, token.tag, token.content if token.type in ("fence", "code_block") else "") for token in tokens
+    ]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(value=ANY_TEXT.filter(one_line))
+@example(value="```python\nimport os\n```")
+@example(value="a | b |\n| c | d")
+@example(value="\n---\nlicense: mit\n---\n")
+def test_no_value_changes_the_card_around_it(value, repository):
+    plain, card = (model_card(repository, "user/name", filled(each)) for each in ("word", value))
+    assert shape_of(str(card)) == shape_of(str(plain))
+    html = MarkdownIt("commonmark").enable("table").render(card.text)
+    assert "<img" not in html and html.count("<a ") == html.count("<a href") and "<b>" not in html
+    for code in re.findall(r"```python\n(.*?)```", card.text, re.DOTALL):
+        ast.parse(code)
+    metadata = yaml.safe_load(card.data.to_yaml())
+    assert metadata["model-index"][0]["results"][0]["task"]["name"] == one_line(value)
+    assert card.data.to_dict() == ModelCard(str(card)).data.to_dict()
+
+
+@pytest.mark.parametrize(
+    "name", ['user/name"); import os; os.system("x', "user/na\nme", "../name", "user/name`", "a/b/c", ""]
+)
+def test_ids_are_ids(name, repository, tmp_path):
+    with pytest.raises(ValueError, match="not the id of a repository on the Hub"):
+        model_card(repository, name, CardDetails())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": name or 5}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"which is not a Hub id|does not name its base model"):
+        read_repository(tmp_path)

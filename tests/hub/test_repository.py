@@ -1,6 +1,8 @@
 """What may not reach the Hub, and what is said about it."""
 
 import json
+import os
+import re
 
 import pytest
 import torch
@@ -135,3 +137,80 @@ def test_what_training_leaves_is_left_out(saved):
         "rng_state.pth",
         "training_args.bin",
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["LICENSE", "NOTICE", "README.md", "merges.txt", "tokenizer.model", "generation_config.json"]
+)
+@pytest.mark.parametrize("to_folder", [False, True])
+def test_no_link_leads_outside(name, to_folder, saved, tmp_path):
+    outside = tmp_path / "secret"
+    if to_folder:
+        outside.mkdir()
+    else:
+        outside.write_text("a secret", encoding="utf-8")
+    (saved[0] / name).unlink(missing_ok=True)
+    (saved[0] / name).symlink_to(outside)
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} is a link to .*secret, outside of the folder"):
+        read_repository(saved[0])
+
+
+def test_links_inside_are_followed_to_the_files_that_were_checked(saved):
+    folder = saved[0]
+    (folder / "licence.txt").write_text("A licence.", encoding="utf-8")
+    (folder / "LICENSE").symlink_to("licence.txt")
+    assert read_repository(folder).files["LICENSE"] == folder.resolve() / "licence.txt"
+
+
+def test_the_hubs_cache_is_made_of_links(saved, tmp_path):
+    snapshot, blobs = tmp_path / "models--user--name" / "snapshots" / "abc", tmp_path / "models--user--name" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, path in enumerate(path for path in saved[0].iterdir() if path.is_file()):
+        path.rename(blobs / str(number))
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    files = read_repository(snapshot).files
+    assert files["config.json"].parent == blobs.resolve()
+    # Another model's contents are none of this one's.
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "private").write_text("a secret", encoding="utf-8")
+    (snapshot / "LICENSE").symlink_to("../../../blobs/private")
+    with pytest.raises(ValueError, match="outside of the folder"):
+        read_repository(snapshot)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", ["LICENSE", "notes", "additional_chat_templates/a.jinja"])
+def test_what_never_ends_is_not_opened(name, saved):
+    (saved[0] / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(saved[0] / name)
+    with pytest.raises(ValueError, match=r"is neither a file nor a folder\. Remove it\."):
+        read_repository(saved[0])
+
+
+@pytest.mark.parametrize(
+    ("shards", "reason"),
+    [
+        ({"a": "../x.safetensors"}, "weights must be"),
+        ({"a": "/x.safetensors"}, "weights must be"),
+        ({"a": "part/x.safetensors"}, "weights must be"),
+        ({"a": "model.bin"}, "weights must be"),
+        ({"a": 5}, "weights must be"),
+        ({}, "names no weights"),
+        (["x.safetensors"], "names no weights"),
+    ],
+)
+def test_shards_lie_in_the_folder(shards, reason, saved):
+    folder = saved[0]
+    (folder.parent / "x.safetensors").write_bytes((folder / "model-00001-of-00003.safetensors").read_bytes())
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}), encoding="utf-8")
+    with pytest.raises(ValueError, match=reason):
+        read_repository(folder)
+
+
+@pytest.mark.parametrize("content", ["[1]", "5", "[" * 100_000, "{", '{"model_type": []}'])
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
+def test_a_configuration_is_an_object(content, name, saved):
+    (saved[0] / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{name}|holds a model of type"):
+        read_repository(saved[0])

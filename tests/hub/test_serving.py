@@ -2,8 +2,10 @@
 
 import base64
 import contextlib
+import http.client
 import inspect
 import io
+import json
 import os
 import re
 import socket
@@ -12,6 +14,7 @@ import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -150,15 +153,123 @@ def test_it_lists_the_model_by_a_name_that_it_answers_to(served):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("url", [f"data:image/png;base64,{base64.b64encode(b'no image').decode()}", "nowhere.png"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"data:image/png;base64,{base64.b64encode(b'no image').decode()}",
+        "nowhere.png",
+        __file__,
+        f"file://{__file__}",
+        "http://127.0.0.1/picture.png",
+    ],
+)
 def test_a_broken_picture_is_refused_with_the_reason(url, stream, served):
     client, name = served
     messages = question("red")
     messages[0]["content"][0]["image_url"]["url"] = url
-    with pytest.raises(BadRequestError, match="Image 0 of the batch cannot be read: ") as refused:
+    with pytest.raises(BadRequestError, match="Image 0 of the request cannot be read: ") as refused:
         client.chat.completions.create(model=name, messages=messages, stream=stream)
     assert refused.value.type == "invalid_request_error"
     assert ask(served, "red").choices[0].message.content == "red"
+
+
+def send(served, path: str, body: Any, method: str = "POST", **headers: str) -> tuple[int, str]:
+    """The status and the reason of an answer; a body of bytes is sent as it is."""
+    client, _ = served
+    connection = http.client.HTTPConnection(client.base_url.host, client.base_url.port, timeout=60)
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    sent = {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, data, sent)
+    answer = connection.getresponse()
+    read = answer.read()
+    connection.close()
+    return answer.status, json.loads(read)["error"]["message"] if answer.status >= 400 else ""
+
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"messages": None}, "`messages` must be a list"),
+        ({"messages": ["Hi!"]}, "messages[0] must be a message"),
+        ({"messages": [{"role": "wizard", "content": "Hi!"}]}, "messages[0].role is 'wizard'"),
+        ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, "has the type 'video_url'"),
+        ({"messages": [{"role": "user", "content": "\ud83d"}]}, "not valid Unicode"),
+        ({"messages": [{"role": "user", "content": "word " * 900}]}, "tokens at most"),
+        ({"temperature": "hot"}, "`temperature` is 'hot'"),
+        ({"stop": [5]}, "`stop` must be"),
+        ({"logit_bias": {"99999": 1}}, "the model has"),
+        ({"chat_template_kwargs": {"images": [__file__]}}, "no variable 'images'"),
+        ({"generation_config": '{"num_return_sequences": 9}'}, "clients must not set"),
+        ({"surprise": 1}, "Unexpected fields"),
+        ({"model": "another"}, "alone, not 'another'"),
+    ],
+)
+def test_what_is_the_clients_fault_is_told_to_the_client(changes, reason, stream, served):
+    request = {"model": served[1], "messages": question(), "max_tokens": 4, "stream": stream}
+    status, message = send(served, CHAT, request | changes)
+    assert status == 400 and reason in message
+
+
+@pytest.mark.parametrize("body", [b"{", b"[" * 100_000, b"[1]", b'{"a": "\xff"}', b"1" * 10_000])
+def test_a_body_that_is_no_request_is_refused(body, served):
+    assert send(served, CHAT, body)[0] == 400
+
+
+def test_other_endpoints_check_their_requests_too(served):
+    file = [{"type": "input_image", "image_url": __file__}]
+    assert "Files of the server are not read" in send(served, "/v1/responses", {"input": file})[1]
+    assert send(served, "/v1/completions", {"prompt": "<image>", "stream": True})[0] == 400
+    assert send(served, "/load_model", {"model": "another"})[0] == 400
+    assert send(served, "/load_model", {"model": os.path.basename(served[1])})[0] == 200
+    assert send(served, "/nowhere", {})[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content_Type": "text/plain"}, 415),
+        ({"Content_Encoding": "gzip"}, 415),
+        ({"Origin": "http://example.com"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec_Fetch_Site": "cross-site"}, 403),
+        ({"Host": "example.com"}, 403),
+        ({"Host": "localhost.example.com"}, 403),
+        ({"Host": "[::"}, 403),
+    ],
+)
+def test_web_pages_cannot_change_anything(headers, status, served):
+    assert send(served, "/reset", {}, **headers)[0] == status
+    assert send(served, CHAT, {"messages": question()}, **headers)[0] == status
+
+
+def test_a_page_cannot_read_through_a_name_of_its_own(served):
+    assert send(served, "/v1/models", b"", method="GET", Host="example.com")[0] == 403
+    assert send(served, "/v1/models", b"", method="GET")[0] == 200
+
+
+def test_slow_clients_do_not_keep_others_waiting(served):
+    """Neither one that sends its request slowly, nor one that does not read its answer."""
+    client, _ = served
+    waiting = []
+    for _ in range(40):
+        waiting.append(socket.create_connection((client.base_url.host, client.base_url.port)))
+        waiting[-1].send(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 1000\r\n\r\n{"
+        )
+    assert ask(served, "red").choices[0].message.content == "red"
+    for connection in waiting:
+        connection.close()
+    assert is_up(client.base_url.port)
+
+
+def test_stop_ends_an_answer(served):
+    given = ask(served, "red", "blue", stop=["d"])
+    assert given.choices[0].message.content.startswith("red") and "blue" not in given.choices[0].message.content
 
 
 @pytest.mark.parametrize("verb", ["serve", "chat"])

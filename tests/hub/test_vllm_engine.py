@@ -43,7 +43,14 @@ def test_images_are_not_reused_where_they_are_split(splitting, added, folder, st
     with pytest.raises(SystemExit):
         main(["serve", str(folder), "--port", "8123", "--engine", "vllm", "--enforce-eager"])
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
-    assert started == [[*command, *added, "--port", "8123", "--enforce-eager"]]
+    assert started == [[*command, *added, "--host", "localhost", "--port", "8123", "--enforce-eager"]]
+
+
+@pytest.mark.parametrize("option", [["--host", "0.0.0.0"], ["--host=0.0.0.0"]])
+def test_only_who_asks_for_it_serves_others(option, folder, started):
+    with pytest.raises(SystemExit):
+        main(["serve", str(folder), "--engine", "vllm", *option])
+    assert started[0][-len(option) :] == option and "localhost" not in started[0]
 
 
 def test_it_needs_a_model(started, capsys):

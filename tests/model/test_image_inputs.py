@@ -4,6 +4,7 @@ import http.server
 import threading
 import warnings
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from PIL import Image, ImageDraw, ImageOps
 from tiny import tiny_mm1
 
 from mm1_hf import MM1ImageProcessor
-from mm1_hf.model.image_inputs import to_uint8_pixels
+from mm1_hf.model.image_inputs import image_bytes, image_size, no_local_files, open_image, unwrap
+from mm1_hf.model.image_pixels import to_uint8_pixels
 
 
 PROCESSOR = MM1ImageProcessor(size={"height": 28, "width": 28}, do_rescale=False, do_normalize=False)
@@ -36,9 +38,11 @@ def tiles(image, **settings) -> torch.Tensor:
     return PROCESSOR(image, return_tensors="pt", **settings)["pixel_values"]
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
+@pytest.fixture
+def served(tmp_path_factory, monkeypatch):
     """The picture's path and its URL."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("mm1_hf.model.fetching.ALLOWED_HOSTS", {"127.0.0.1"})
     folder = tmp_path_factory.mktemp("served")
     picture().save(folder / "picture.png")
 
@@ -52,9 +56,7 @@ def served(tmp_path_factory):
     server.shutdown()
 
 
-def test_every_source_of_a_picture_gives_its_tiles(served, monkeypatch):
-    # The Hub's session refuses every address where the Hub is switched off.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+def test_every_source_of_a_picture_gives_its_tiles(served):
     path, url = served
     data = path.read_bytes()
     encoded = base64.b64encode(data).decode()
@@ -68,6 +70,10 @@ def test_every_source_of_a_picture_gives_its_tiles(served, monkeypatch):
         encoded,
         base64.encodebytes(data).decode(),
         f"data:image/png;base64,{encoded}",
+        path.as_uri(),
+        {"bytes": data, "path": None},
+        {"bytes": data, "path": "/no/such/picture.png"},
+        {"bytes": None, "path": str(path)},
     ]
     expected = tiles(picture())
     for source in sources:
@@ -79,8 +85,7 @@ def test_every_source_of_a_picture_gives_its_tiles(served, monkeypatch):
     assert torch.equal(together["pixel_values"], torch.cat([one["pixel_values"]] * 2))
 
 
-def test_a_page_that_is_not_there_is_named(served, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+def test_a_page_that_is_not_there_is_named(served):
     with pytest.raises(ValueError, match=r"^Image 1 of the batch cannot be read: .*404"):
         tiles([picture(), served[1].replace("picture", "none")])
 
@@ -172,18 +177,113 @@ HALF = file_of(Image.effect_noise((60, 40), 90))[:300]
         ("data:image/png;base64,AAAA", "cannot identify"),
         (None, "its type is NoneType; pass a Pillow image, an array"),
         (5, "its type is int; pass a Pillow image"),
-        ({"bytes": b""}, "its type is dict; pass a Pillow image"),
+        ({"bytes": b""}, "cannot identify"),
+        ({"bytes": None, "path": None}, "the keys .'bytes', 'path'., without bytes and without a path"),
+        ({"url": "x"}, "the keys .'url'., without bytes and without a path"),
+        ("file://elsewhere/picture.png", "names a file of the machine 'elsewhere'; write file:///path"),
         (np.zeros((0, 5, 3), np.uint8), "is 0 x 5 pixels; give at least 1 x 1"),
         (Image.new("RGB", (0, 5)), "is 5 x 0 pixels; give at least 1 x 1"),
         (np.array([[1, "a"]], dtype=object), "is object; pass integers in 0..255 or floats in 0..1"),
         (np.ones((5, 5, 3), complex), "is complex128; pass integers"),
         (torch.full((3, 5, 5), -1), "values from -1 to -1; pass integers in 0..255"),
         (torch.full((3, 5, 5), float("nan")), "leave do_rescale on"),
+        (torch.ones((3, 5, 5), dtype=torch.complex64), "is complex64; pass integers"),
+        (torch.ones((3, 5, 5), dtype=torch.bool), "is bool; pass integers"),
+        (torch.zeros((3, 0, 5), dtype=torch.uint8), "is 0 x 5 pixels; give at least 1 x 1"),
+        (torch.empty((3, 5, 5), device="meta"), "a tensor that is on the device meta, so it has no values"),
+        (torch.ones((3, 5, 5)).to_sparse(), "a tensor that is of the layout torch.sparse_coo; pass a dense tensor"),
+        (torch.ones((5, 5)).to_sparse_csr(), "a tensor that is of the layout torch.sparse_csr"),
+        (torch.quantize_per_tensor(torch.ones((3, 5, 5)), 1.0, 0, torch.quint8), "a tensor that is quantised"),
+        (torch.nested.nested_tensor([torch.ones(5, 5), torch.ones(4, 5)]), "a tensor that is nested"),
+        (np.array([["2020-01-01"]], dtype="datetime64[D]"), "is datetime64"),
+        (np.array([["a"]]), "is <U1; pass integers"),
+        (np.zeros((5, 5), dtype=[("red", "u1")]), "pass integers in 0..255"),
+        (np.zeros((2, 2, 2, 2, 2), np.uint8), "has the shape"),
+        (np.uint8(7), "its type is uint8; pass a Pillow image"),
     ],
 )
 def test_what_is_no_picture_is_refused_by_its_place(bad, message):
     with pytest.raises(ValueError, match=f"^Image 1 of the batch .*{message}"):
         tiles([[picture()], [bad]])
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "bfloat16", "float16", "float64", "uint16", "int64"])
+def test_every_number_type_of_torch_is_read(name):
+    dtype = getattr(torch, name)
+    values = torch.ones((3, 5, 5), dtype=torch.float32).to(dtype)
+    expected = 255 if dtype.is_floating_point else 1
+    assert (tiles(values, do_rescale=True) * 255).round().unique().tolist() == [expected]
+
+
+def test_a_failure_without_words_is_named(monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("mm1_hf.model.image_inputs.open_file", fail)
+    with pytest.raises(ValueError, match=r"^Image 0 of the batch cannot be read: MemoryError\.$"):
+        tiles(file_of(picture()))
+
+
+@pytest.mark.parametrize(
+    ("given", "held"),
+    [
+        ({"bytes": b"content", "path": "name.png"}, b"content"),
+        ({"bytes": None, "path": "name.png"}, "name.png"),
+        ({"path": "name.png"}, "name.png"),
+        ({"bytes": bytearray(b"content")}, b"content"),
+        ({"bytes": None, "path": "file:///folder/a%20name.png"}, "/folder/a name.png"),
+        ("FILE://localhost/name.png", "/name.png"),
+        (memoryview(b"content"), b"content"),
+        (Path("folder") / "name.png", str(Path("folder") / "name.png")),
+        ("http://host/name.png", "http://host/name.png"),
+        ("name.png", "name.png"),
+        (None, None),
+        (5, 5),
+    ],
+)
+def test_an_image_is_taken_out_of_what_it_is_wrapped_in(given, held):
+    assert unwrap(given) == held
+
+
+@pytest.mark.parametrize("given", [{}, {"bytes": None}, {"bytes": {"bytes": b"content"}}, {"url": "http://host/"}])
+def test_a_mapping_that_holds_no_image_is_refused(given):
+    with pytest.raises(ValueError, match="without bytes and without a path"):
+        unwrap(given)
+
+
+def test_local_files_can_be_forbidden(tmp_path, monkeypatch):
+    path = tmp_path / "picture.png"
+    picture().save(path)
+    names = [
+        str(path),
+        path,
+        path.as_uri(),
+        {"bytes": None, "path": str(path)},
+        str(tmp_path / "none.png"),
+        "/dev/zero",
+    ]
+    data = file_of(picture())
+    readable = [data, picture(), base64.b64encode(data).decode(), {"bytes": data, "path": str(path)}]
+
+    def check() -> None:
+        said = set()
+        for name in names:
+            for ask in (open_image, image_size, image_bytes):
+                # The same words, whether there is such a file or not.
+                with pytest.raises(FileNotFoundError, match="and local files are not read here") as caught:
+                    ask(name)
+                said.add(str(caught.value).partition(" is neither")[2])
+            with pytest.raises(ValueError, match=r"^Image 0 of the batch cannot be read: .*local files are not read"):
+                tiles(name)
+        assert len(said) == 1
+        for source in readable:
+            assert torch.equal(tiles(source), tiles(picture()))
+
+    with no_local_files():
+        check()
+    assert torch.equal(tiles(path), tiles(picture()))
+    monkeypatch.setattr("mm1_hf.model.image_inputs.LOCAL_FILES", False)
+    check()
 
 
 def test_a_bomb_is_not_opened(monkeypatch):

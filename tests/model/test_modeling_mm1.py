@@ -195,6 +195,35 @@ def test_numbers_of_tokens_and_features_must_agree(input_ids, images, tokens, fe
         model(**batch)
 
 
+@pytest.mark.parametrize(
+    ("pixels", "got"),
+    [
+        (tiles(1)[0], r"shape \(3, 56, 56\)"),
+        (tiles(1)[None], r"shape \(1, 1, 3, 56, 56\)"),
+        (tiles(1)[:, :1], r"shape \(1, 1, 56, 56\)"),
+        (tiles(1).movedim(1, -1), r"shape \(1, 56, 56, 3\)"),
+        (tiles(1).long(), "values of type torch.int64"),
+        (tiles(1).bool(), "values of type torch.bool"),
+        ([tiles(1)], "a list"),
+    ],
+)
+def test_what_are_no_tiles_is_refused_by_its_form(pixels, got):
+    """Before its image tokens are counted."""
+    model = build()
+    for call in (model, model.model, model.generate):
+        with pytest.raises(ValueError, match=rf"must be the tiles .* \(tiles, 3, height, width\).*; got .*{got}"):
+            call(input_ids=row(2, 0, 3), pixel_values=pixels)
+    with pytest.raises(ValueError, match=got):
+        model.get_image_features(pixels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_tiles_of_any_floating_type_are_taken(dtype):
+    model = build()
+    given = model(row(2, 0, 3), tiles(1).to(dtype)).logits
+    torch.testing.assert_close(given, model(row(2, 0, 3), tiles(1).to(dtype).float()).logits)
+
+
 @pytest.mark.parametrize("vision", ["clip", "siglip", "aimv2", "dinov2", "dinov2-registers"])
 def test_no_tiles_are_as_good_as_none(vision):
     """What a collator leaves of a batch of text alone if it joins the tiles of all rows."""
@@ -370,6 +399,37 @@ def test_ranks_without_images_train_with_the_others(tmp_path):
     for name, parameter in model.named_parameters():
         for other in others:
             torch.testing.assert_close(first[name], other[name], atol=0, rtol=0)
+        torch.testing.assert_close(first[name], parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_items", [None, 0, torch.tensor(0), torch.tensor([0])], ids=str)
+@pytest.mark.parametrize("mask", [None, 1, 0])
+@pytest.mark.parametrize("kind", ["dense", "sparse", "z-loss", "qwen3_moe"])
+def test_a_batch_without_a_target_has_no_loss_and_changes_nothing(kind, mask, num_items):
+    """Rows of images alone: 0, and not 0 / 0."""
+    foreign = {"text": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    fields = {"dense": {}, "sparse": SPARSE, "z-loss": {"top": {"z_loss_coef": 1e-3}}, "qwen3_moe": foreign}[kind]
+    model = build(**fields).train()
+    ids = row(0, 0)
+    mask = None if mask is None else torch.full_like(ids, mask)
+    labels = torch.full_like(ids, -100)
+    output = model(ids, tiles(2), attention_mask=mask, labels=labels, num_items_in_batch=num_items)
+    output.loss.sum().backward()
+    assert output.loss.sum() == 0
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert gradients and all((gradient == 0).all() for gradient in gradients)
+
+
+def test_a_rank_without_a_target_trains_with_the_others(tmp_path):
+    model = build(**SPARSE)
+    model.save_pretrained(tmp_path)
+    ids = [row(2, 0, 3), row(0)]
+    batches = [{"input_ids": each, "labels": labels_of(each), "pixel_values": tiles(1)} for each in ids]
+    batches[1]["labels"][:] = -100
+    first, second = run_ranks(gradients_of_one_rank, tmp_path, str(tmp_path), batches)
+    (model.train()(**batches[0]).loss / 2).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(first[name], second[name], atol=0, rtol=0)
         torch.testing.assert_close(first[name], parameter.grad, atol=1e-5, rtol=1e-4)
 
 

@@ -13,7 +13,8 @@ from mixtures import LENGTH, mixture, source
 from tiny import tiny_mm1
 from transformers import TrainerCallback, TrainingArguments
 
-from mm1_hf.training.streams import MixtureTrainer, last_complete_checkpoint
+from mm1_hf.training.checkpoints import last_complete_checkpoint
+from mm1_hf.training.streams import MixtureTrainer
 
 
 class Diary(MixtureTrainer):

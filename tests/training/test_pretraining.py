@@ -193,9 +193,9 @@ def test_weights_and_continual_settings_take_effect(settings, tmp_path):
     ("change", "message"),
     [
         ({"colour": "red"}, "unknown entries: colour"),
-        ({"sources": {}}, "sources must map names"),
-        ({"sources": {"a": {"path": "x"}}}, "source a: .*layout"),
-        ({"sources": {"a": "x"}}, "source a holds .x., but must hold entries"),
+        ({"sources": {}}, "sources names no data set"),
+        ({"sources": {"a": {"path": "x"}}}, "sources.a lacks the entries layout"),
+        ({"sources": {"a": "x"}}, "sources.a holds .x., but must hold entries"),
         ({"stage": "sft"}, "stages of pre-training are"),
         ({"frozen": ["tail"]}, "no part tail"),
         ({"batch_size": 5, "rows_per_device": 2}, "does not divide"),
@@ -213,8 +213,8 @@ def test_wrong_settings_are_refused(settings, change, message, tmp_path):
     [
         ({"path": "nowhere"}, "nowhere"),
         ({"layout": "pairs"}, "pairs"),
-        ({"weight": 0}, "weight 0"),
-        ({"weight": -1.0}, "weight -1"),
+        ({"weight": 0}, "sources.caption: weight is 0"),
+        ({"weight": -1.0}, "sources.caption: weight is -1"),
     ],
 )
 def test_wrong_sources_are_refused_by_the_command(settings, change, message, tmp_path, capsys):

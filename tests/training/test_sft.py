@@ -324,3 +324,18 @@ def test_what_trl_itself_refuses(parts, tmp_path):
         "endgeneration", "endfilter"
     )
     refused("not training-compatible", conversations(4), assistant_only_loss=True)
+
+
+def test_a_record_that_cannot_be_collated_is_left_out_of_its_batch(parts, tmp_path):
+    """Alone in a batch, it leaves one without targets."""
+    model, processor = parts
+    records = [{"messages": [user(f"q{number}"), assistant("yes")]} for number in range(8)]
+    dataset = datasets.Dataset.from_list(records)
+    trainer = MM1SFTTrainer(model, arguments(tmp_path), train_dataset=dataset, processing_class=processor)
+    collate = trainer.data_collator
+    bad = {"messages": [user("half \ud83d"), assistant("yes")]}
+    batch = collate([records[1], bad, records[2]])
+    assert torch.equal(batch["input_ids"], collate([records[1], records[2]])["input_ids"])
+    alone = collate([bad])
+    assert alone["input_ids"].shape[0] == 1 and (alone["labels"] == -100).all()
+    assert collate.drops.report()["the data set"]["dropped"] == {"text is not valid Unicode": 2}

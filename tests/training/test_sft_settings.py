@@ -135,7 +135,7 @@ def test_the_images_of_a_source_may_lie_in_a_folder_of_their_own(settings, tmp_p
     settings["sources"] = {"general": llava | {"image_folder": str(tmp_path / "none")}}
     settings["model"] = "no/such/model"
     assert main(["sft", "--config", write(tmp_path, settings)]) == 2
-    assert "source general: image_folder is" in capsys.readouterr().err
+    assert "sources.general: image_folder is" in capsys.readouterr().err
 
 
 def test_categories_are_seen_by_their_weights(settings, tmp_path):
@@ -170,14 +170,14 @@ def test_the_continual_stage_cuts_1344_into_tiles_of_672(frozen, settings, tmp_p
     ("change", "message"),
     [
         ({"colour": "red"}, "unknown entries: colour"),
-        ({"sources": {}}, "sources must map names"),
+        ({"sources": {}}, "sources names no data set"),
         ({"recipe": "mm9"}, "mm9"),
         ({"recipe": None}, "general have no weight"),
-        ({"lora": "everything"}, "no LoRA preset 'everything'"),
+        ({"lora": "everything"}, "lora is 'everything', but one of decoder, decoder+connector, all, experts"),
         ({"lora": "decoder", "frozen": ["encoder"]}, "leave out frozen"),
         ({"frozen": ["tail"]}, "no part tail"),
         ({"image_splitting": "static", "resolution": 57}, "57 pixels does not divide into 2 x 2 tiles"),
-        ({"image_splitting": "diced"}, "splitting is 'diced'"),
+        ({"image_splitting": "diced"}, "image_splitting is 'diced', but one of none, static, dynamic"),
         ({"sequence_length": 4}, "cannot hold one image"),
     ],
 )

@@ -9,6 +9,7 @@ import mm1_hf  # noqa: F401 - registers MM1 with the Auto classes
 from mm1_hf.cli.models import find_model
 from mm1_hf.evaluation.answering import answer
 from mm1_hf.model.image_inputs import open_image
+from mm1_hf.reporting.printable import printable
 from mm1_hf.training.machine import this_machine
 
 
@@ -22,7 +23,7 @@ def run(model: str, image: str, question: str) -> None:
     opened, model = _opened(image), find_model(model)
     processor = AutoProcessor.from_pretrained(model)
     loaded = AutoModelForImageTextToText.from_pretrained(model, dtype="auto").to(this_machine().device).eval()
-    print(answer(loaded, processor, [(opened, question)], max_new_tokens=64)[0])
+    print(printable(answer(loaded, processor, [(opened, question)], max_new_tokens=64)[0], keep="\n\t"))
 
 
 def _opened(image: str) -> Image.Image:
@@ -33,5 +34,5 @@ def _opened(image: str) -> Image.Image:
         opened.load()
     except Exception as error:
         # Pillow's decoders raise exceptions of nearly any type for broken files.
-        raise ValueError(f"{image} cannot be read as an image: {error or type(error).__name__}.") from error
+        raise ValueError(f"{image} cannot be read as an image: {str(error) or type(error).__name__}.") from error
     return opened

@@ -1,18 +1,12 @@
 """`mm1 serve` and `mm1 chat`: transformers' own commands, in a process where MM1 is registered."""
 
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from huggingface_hub.errors import CacheNotFound
 from transformers.utils.import_utils import is_serve_available
 
 import mm1_hf  # noqa: F401 - registers MM1 with transformers
 from mm1_hf.cli.models import find_model
 from mm1_hf.hub.vllm_engine import serve_with_vllm
-from mm1_hf.model.versions import LISTS_MODELS
 
 
 def run(arguments: Sequence[str], engine: str) -> None:
@@ -52,63 +46,21 @@ def run_transformers(arguments: Sequence[str]) -> None:
     if not is_serve_available():
         raise ValueError("Serving needs more packages: pip install 'mm1_hf[serve]'.")
     if arguments[0] == "serve":
-        _complete_server()
+        from mm1_hf.hub.server import complete_server
+        from mm1_hf.hub.server_guard import is_loopback
+
+        host = _option(arguments, "--host")
+        complete_server(local=host is None or is_loopback(host), pages="--enable-cors" in arguments)
     from transformers.cli.transformers import app
 
     app(list(arguments), prog_name="mm1")
 
 
-def _complete_server() -> None:
-    """
-    Makes transformers' server list the model that it serves, accept its folder's name too, and answer a request that
-    cannot be read, such as one with a broken image, with the reason. transformers looks the changed function up when it
-    starts the server.
-    """
-    server: Any = import_module("transformers.cli.serving.server")
-    build = server.build_server
-
-    def build_server(manager: Any, *parts: Any, **options: Any) -> Any:
-        names = _served_names(manager.force_model)
-        scan = getattr(manager, LISTS_MODELS)
-        setattr(manager, LISTS_MODELS, lambda: _listed(names) if names else _cached_models(scan))
-        for part in (*parts, *options.values()):
-            if hasattr(part, "handle_request"):
-                part.handle_request = _answering(part.handle_request, names, manager.force_model)
-        return build(manager, *parts, **options)
-
-    server.build_server = build_server
-
-
-def _served_names(model: str | None) -> list[str]:
-    """The names under which clients may ask for a model that is served alone. The first is the one that they are told."""
-    if model is None:
-        return []
-    return [Path(model).resolve().name, model] if Path(model).is_dir() else [model]
-
-
-def _listed(names: list[str]) -> list[dict]:
-    return [{"id": names[0], "object": "model", "created": int(time.time()), "owned_by": ""}]
-
-
-def _cached_models(scan: Callable[[], list[dict]]) -> list[dict]:
-    try:
-        return scan()
-    except CacheNotFound:
-        return []
-
-
-def _answering(
-    handle: Callable[..., Awaitable[Any]], names: list[str], model: str | None
-) -> Callable[..., Awaitable[Any]]:
-    from fastapi.responses import JSONResponse
-
-    async def handle_request(body: Any, *arguments: Any) -> Any:
-        # The body of a transcription is not read yet.
-        if isinstance(body, dict) and body.get("model") in names:
-            body = {**body, "model": model}
-        try:
-            return await handle(body, *arguments)
-        except ValueError as error:
-            return JSONResponse({"error": {"message": str(error), "type": "invalid_request_error"}}, status_code=400)
-
-    return handle_request
+def _option(arguments: Sequence[str], name: str) -> str | None:
+    """The value of an option that the server reads, where it is given."""
+    for place, argument in enumerate(arguments):
+        if argument == name:
+            return arguments[place + 1] if place + 1 < len(arguments) else None
+        if argument.startswith(f"{name}="):
+            return argument.partition("=")[2]
+    return None

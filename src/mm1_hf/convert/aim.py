@@ -5,7 +5,7 @@ from os import PathLike
 import torch
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from mm1_hf.convert.checkpoint import Checkpoint, read_json, source_folder
+from mm1_hf.convert.checkpoint import Checkpoint, naming, read_json, source_folder
 from mm1_hf.convert.engine import (
     MAX_SHARD_SIZE,
     Made,
@@ -78,8 +78,9 @@ def convert_aim(
     path = source_folder(source, ["*.pth", "*.bin"] if allow_pickle else [])
     checkpoint = Checkpoint(path, allow_pickle=allow_pickle)
     given = read_json(path / "config.json") if (path / "config.json").is_file() else {}
-    config = _configuration(checkpoint, given, num_layers)
-    model = empty_model(AIMVisionModel, config)
+    with naming(path):
+        config = _configuration(checkpoint, given, num_layers)
+        model = empty_model(AIMVisionModel, config)
     skipped = [rf"^trunk\.blocks\.{layer}\." for layer in range(config.num_hidden_layers, _depth(checkpoint))]
     with new_folder(output) as partial:
         write_model(

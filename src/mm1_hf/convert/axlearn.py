@@ -33,8 +33,8 @@ from typing import Any
 
 import torch
 
-from mm1_hf.convert.checkpoint import Checkpoint, read_json, source_folder
-from mm1_hf.convert.engine import MAX_SHARD_SIZE, Made, empty_model, new_folder, target_names, write_model
+from mm1_hf.convert.checkpoint import Checkpoint, naming, read_json, source_folder
+from mm1_hf.convert.engine import MAX_LAYERS, MAX_SHARD_SIZE, Made, empty_model, new_folder, target_names, write_model
 from mm1_hf.model.configuration_mm1 import MM1TextConfig
 from mm1_hf.model.modeling_mm1_text import MM1TextForCausalLM
 
@@ -69,6 +69,11 @@ class _Tree:
             )
         repeats = checkpoint.meta(norm).shape[0] if self.stacked else 1
         self.num_layers = repeats * max(self.inner, 1)
+        if not 1 <= self.num_layers <= MAX_LAYERS:
+            raise ValueError(
+                f"{checkpoint.path} has {self.num_layers} layers; from 1 to {MAX_LAYERS} can be converted. Check the shapes "
+                "of its tensors."
+            )
 
     def _below(self, layer: int, name: str) -> str:
         number = f"layer{layer % self.inner if self.stacked else layer}." if self.inner else ""
@@ -116,11 +121,12 @@ def convert_axlearn(
     """
     path = source_folder(source)
     checkpoint = Checkpoint(path)
-    tree = _Tree(checkpoint)
     given = read_json(path / "config.json") if (path / "config.json").is_file() else {}
-    config = _configuration(tree, {**given, **fields})
-    model = empty_model(MM1TextForCausalLM, config)
-    plan = _plan(tree, config)
+    with naming(path):
+        tree = _Tree(checkpoint)
+        config = _configuration(tree, {**given, **fields})
+        model = empty_model(MM1TextForCausalLM, config)
+        plan = _plan(tree, config)
     with new_folder(output) as partial:
         write_model(
             partial,

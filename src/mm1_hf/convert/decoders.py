@@ -8,10 +8,9 @@ from os import PathLike
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from mm1_hf.convert.checkpoint import Checkpoint, source_folder
+from mm1_hf.convert.checkpoint import Checkpoint, naming, read_configuration, source_folder
 from mm1_hf.convert.engine import (
     MAX_SHARD_SIZE,
     TOKENIZER_FILES,
@@ -238,10 +237,10 @@ def convert_decoder(
             describes.
     """
     folder = source_folder(source, ["*.txt", "*.tiktoken", *(["*.bin"] if allow_pickle else [])])
-    foreign = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    config = text_config_of(foreign)
-    model = empty_model(MM1TextForCausalLM, config)
-    plan = (FAMILIES[foreign.model_type].plan or _same_names)(config, target_names(model))
+    foreign, config = read_configuration(folder, text_config_of)
+    with naming(folder / "config.json"):
+        model = empty_model(MM1TextForCausalLM, config)
+        plan = (FAMILIES[foreign.model_type].plan or _same_names)(config, target_names(model))
     # Some checkpoints hold the output head although it is tied to the embeddings.
     unused = [*_UNUSED, r"^lm_head\.weight$"] if config.tie_word_embeddings else _UNUSED
     with new_folder(output) as partial:

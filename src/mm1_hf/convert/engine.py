@@ -38,6 +38,16 @@ TOKENIZER_FILES = (
 
 # Maximum number of tensor names that an error message lists.
 _LISTED = 8
+# What a configuration may ask for. Every layer is an object, so that a wrong number would take hours. The deepest
+# published decoder has 126 layers.
+MAX_LAYERS = 512
+_MAX_COUNTS = {
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "depth"), MAX_LAYERS),
+    **dict.fromkeys(("num_experts", "num_local_experts"), 4096),
+}
+# For models with more tensors, an error does not say which fields of the configuration decide the shape of a tensor.
+# To find them, the model is built anew for each field.
+_MAX_PROBED_TENSORS = 1500
 
 
 @dataclass(frozen=True)
@@ -129,9 +139,34 @@ def empty_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) ->
     Args:
         model_class: class of the model.
         config: configuration of the model.
+
+    Raises:
+        ValueError: the configuration describes a model with implausibly many layers or experts, or none that can be
+            built.
     """
-    with torch.device("meta"):
-        return model_class(config)
+    for field, count in _counts(config):
+        name = field.rpartition(".")[2]
+        if count > _MAX_COUNTS[name]:
+            raise ValueError(
+                f"The configuration describes a model with {field}={count}; at most {_MAX_COUNTS[name]} can be "
+                "converted. Check that it is the configuration of this checkpoint."
+            )
+    try:
+        with torch.device("meta"):
+            return model_class(config)
+    except Exception as error:
+        raise ValueError(
+            f"The configuration does not describe a {model_class.__name__} that can be built. The error was "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _counts(config: PreTrainedConfig, prefix: str = "") -> Iterator[tuple[str, int]]:
+    for name, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            yield from _counts(value, f"{prefix}{name}.")
+        elif name in _MAX_COUNTS and isinstance(value, int):
+            yield prefix + name, value
 
 
 def target_names(model: PreTrainedModel) -> list[str]:
@@ -274,11 +309,16 @@ def check_plan(
         sources = [checkpoint.meta(source) for source in made.sources]
         try:
             metas[name] = made.make(*(meta if made.index is None else meta[made.index] for meta in sources))
-        except (RuntimeError, IndexError) as error:
+        except Exception as error:
             shapes = ", ".join(
                 f"{source} {tuple(meta.shape)}" for source, meta in zip(made.sources, sources, strict=True)
             )
             raise ValueError(f"{checkpoint.path}: {name} cannot be made from {shapes}: {error}") from error
+        if expected[name].is_floating_point() and not metas[name].is_floating_point():
+            raise ValueError(
+                f"{checkpoint.path}: {', '.join(made.sources)} has the dtype {metas[name].dtype}, but weights are "
+                "floating-point numbers. Use a checkpoint that is not quantised."
+            )
         if metas[name].shape != expected[name].shape:
             raise ValueError(_shape_problem(model, name, tuple(metas[name].shape), made, checkpoint))
     return metas
@@ -309,17 +349,21 @@ def fields_behind(model: PreTrainedModel, name: str, dim: int) -> list[str]:
         dim: index of the dimension.
 
     Returns:
-        The names of the fields. A field of a part's configuration is named as in `"text_config.hidden_size"`.
+        The names of the fields, none for very large models. A field of a part's configuration is named as in
+        `"text_config.hidden_size"`.
     """
-    size = model.state_dict()[name].shape[dim]
-    found = []
+    weights = model.state_dict()
+    size = weights[name].shape[dim]
+    found: list[str] = []
+    if len(weights) > _MAX_PROBED_TENSORS:
+        return found
     for field in _sizes(model.config):
         for factor in (2, 0.5):
             config = copy.deepcopy(model.config)
             _set(config, field, int(_get(config, field) * factor))
             try:
                 other = empty_model(type(model), config).state_dict()
-            except (ValueError, RuntimeError, ZeroDivisionError):
+            except Exception:
                 # The changed value may not be compatible with the other fields.
                 continue
             if name in other and other[name].dim() > dim and other[name].shape[dim] != size:
@@ -365,5 +409,5 @@ def copy_files(source: Path, folder: Path, patterns: Sequence[str]) -> None:
         patterns: glob patterns of the names of the files.
     """
     for pattern in patterns:
-        for file in source.glob(pattern):
+        for file in filter(Path.is_file, source.glob(pattern)):
             shutil.copyfile(file, folder / file.name)

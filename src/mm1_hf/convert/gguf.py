@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import is_gguf_available
 
-from mm1_hf.convert.engine import MAX_SHARD_SIZE, new_folder
+from mm1_hf.convert.checkpoint import naming
+from mm1_hf.convert.engine import MAX_LAYERS, MAX_SHARD_SIZE, empty_model, new_folder
+from mm1_hf.convert.gguf_header import read_header
 from mm1_hf.model.versions import DEQUANTIZE_GGUF
 
 
@@ -31,7 +33,8 @@ def convert_gguf(
         max_shard_size: maximum size of a written file.
 
     Raises:
-        ValueError: `source` is not a GGUF file, or the package `gguf`, which reads such files, is not installed.
+        ValueError: `source` is not a GGUF file, is damaged, or does not hold a whole decoder; or the package `gguf`,
+            which reads such files, is not installed.
     """
     path = Path(source)
     if path.suffix != ".gguf" or not path.is_file():
@@ -41,14 +44,35 @@ def convert_gguf(
             "Reading GGUF files needs the package gguf. Install it with: pip install 'mm1_hf[quickstart]'"
         )
     dtype = torch.bfloat16 if dtype is None else dtype
-    with new_folder(output) as partial:
-        model = AutoModelForCausalLM.from_pretrained(
+    with naming(path):
+        _check(path)
+    with new_folder(output) as partial, naming(path):
+        model, loading = cast(Any, AutoModelForCausalLM).from_pretrained(
             path.parent,
             gguf_file=path.name,
             dtype=dtype,
+            output_loading_info=True,
             # Without dequantisation, the model could neither be trained nor saved.
             **DEQUANTIZE_GGUF,
         )
+        if lacking := sorted(loading["missing_keys"]):
+            raise ValueError(f"the file lacks {len(lacking)} of the decoder's weights, for example {lacking[0]}.")
         model.save_pretrained(partial, max_shard_size=max_shard_size)
         tokenizer = cast(Any, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name))
         tokenizer.save_pretrained(partial)
+
+
+def _check(path: Path) -> None:
+    """Refuses files that transformers would read without end, or with more memory than their weights take."""
+    header = read_header(path)
+    for name, value in header.values.items():
+        if name.endswith(".block_count") and value > MAX_LAYERS:
+            raise ValueError(f"{name} is {value:,}; decoders with at most {MAX_LAYERS} layers can be converted.")
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    model_class = cast(Any, AutoModelForCausalLM)._model_mapping[type(config)]
+    described = sum(weight.numel() for weight in empty_model(model_class, config).parameters())
+    if described > header.elements:
+        raise ValueError(
+            f"its metadata describe a decoder of {described:,} weights, but it holds only {header.elements:,}. Download "
+            "the whole file again, or check that it is not one part of several."
+        )

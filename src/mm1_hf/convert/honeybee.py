@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.modeling_utils import PreTrainedModel
 
-from mm1_hf.convert.checkpoint import Checkpoint, source_folder
+from mm1_hf.convert.checkpoint import Checkpoint, naming, source_folder
 from mm1_hf.convert.engine import Made, empty_model, expand, new_folder, target_names, write_model
 from mm1_hf.model.configuration_mm1 import MM1ConnectorConfig
 from mm1_hf.model.connectors import build_connector
@@ -76,8 +76,9 @@ def convert_honeybee(
             does not have.
     """
     checkpoint = Checkpoint(source_folder(source, ["*.bin"] if allow_pickle else []), allow_pickle=allow_pickle)
-    config = _configuration(checkpoint, num_tokens)
-    model = empty_model(_Connector, config)
+    with naming(checkpoint.path):
+        config = _configuration(checkpoint, num_tokens)
+        model = empty_model(_Connector, config)
     targets = target_names(model)
     plan = expand(_TABLE, [name for name in targets if name != "connector.position_embedding"])
     # timm numbers its blocks from 1, MM1 from 0.
@@ -97,10 +98,11 @@ def load_connector(model: MM1Model | MM1ForConditionalGeneration, folder: str | 
         folder: folder or Hub id of a connector that [`convert_honeybee`] wrote.
 
     Raises:
-        ValueError: the sizes of the two connectors differ.
+        ValueError: the sizes of the two connectors differ, or the folder does not hold a connector.
     """
     path = source_folder(folder)
-    given = MM1ConnectorConfig.from_pretrained(path)
+    with naming(path / "config.json"):
+        given = MM1ConnectorConfig.from_pretrained(path)
     own = model.config.connector_config
     names = (
         "connector_type",
@@ -121,9 +123,10 @@ def load_connector(model: MM1Model | MM1ForConditionalGeneration, folder: str | 
             f"The connector in {folder} does not fit this model: {said}. Assemble the model with the connector's "
             "sizes."
         )
-    weights = load_file(path / "model.safetensors")
     connector = model.get_submodule("connector" if isinstance(model, MM1Model) else "model.connector")
-    connector.load_state_dict({name.removeprefix("connector."): weight for name, weight in weights.items()})
+    with naming(path / "model.safetensors"):
+        weights = load_file(path / "model.safetensors")
+        connector.load_state_dict({name.removeprefix("connector."): weight for name, weight in weights.items()})
 
 
 def _from_one(name: str) -> str:

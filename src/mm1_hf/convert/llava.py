@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from mm1_hf.convert.checkpoint import Checkpoint, read_json, source_folder
+from mm1_hf.convert.checkpoint import Checkpoint, naming, read_configuration, read_json, source_folder
 from mm1_hf.convert.engine import MAX_SHARD_SIZE, Made, empty_model, new_folder, target_names, write_model
 from mm1_hf.model.configuration_mm1 import MM1Config, MM1ConnectorConfig
 from mm1_hf.model.image_processing_mm1 import MM1ImageProcessor
@@ -64,8 +64,7 @@ def convert_llava(
             configuration describes.
     """
     folder = source_folder(source, ["*.txt", *(["*.bin"] if allow_pickle else [])])
-    foreign = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    config = _configuration(foreign)
+    foreign, config = read_configuration(folder, _configuration)
     checkpoint = Checkpoint(folder, allow_pickle=allow_pickle)
     names = {_plain(name): name for name in checkpoint}
     tokenizer = _tokenizer(folder)
@@ -79,7 +78,8 @@ def convert_llava(
             tokenizer.add_special_tokens({"extra_special_tokens": [NEWLINE_TOKEN]}, replace_extra_special_tokens=False)
     processor = None if tokenizer is None else _processor(folder, foreign, config, tokenizer)
 
-    model = empty_model(MM1ForConditionalGeneration, config)
+    with naming(folder / "config.json"):
+        model = empty_model(MM1ForConditionalGeneration, config)
     plan = {}
     for target in target_names(model):
         prefix = next(prefix for prefix in _PREFIXES if target.startswith(prefix))
@@ -88,11 +88,12 @@ def convert_llava(
     if newline is not None:
         for target, made in plan.items():
             if target.endswith("embed_tokens.weight"):
-                plan[target] = Made((*made.sources, names["image_newline"]), _WithRow(rows, newline))
+                plan[target] = Made((*made.sources, names["image_newline"]), _WithRow(old_rows, rows, newline))
             elif target == "lm_head.weight":
-                plan[target] = Made(made.sources, _WithRow(rows, None))
+                plan[target] = Made(made.sources, _WithRow(old_rows, rows, None))
     if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        with naming(folder / "generation_config.json"):
+            model.generation_config = GenerationConfig.from_pretrained(folder)
     cast(Any, model.generation_config).suppress_tokens = [
         token for token in (config.image_token_id, newline) if token is not None
     ]
@@ -167,12 +168,14 @@ def _tied(config: MM1Config) -> list[str]:
 
 
 class _WithRow:
-    """Extends an embedding table to `rows` rows, with the mean of the old ones. Row `row`, if set, is given."""
+    """Extends an embedding table of `old_rows` rows to `rows`, with the old ones' mean. Row `row`, if set, is given."""
 
-    def __init__(self, rows: int, row: int | None):
-        self.rows, self.row = rows, row
+    def __init__(self, old_rows: int, rows: int, row: int | None):
+        self.old_rows, self.rows, self.row = old_rows, rows, row
 
     def __call__(self, table: torch.Tensor, given: torch.Tensor | None = None) -> torch.Tensor:
+        if table.shape[0] != self.old_rows:
+            raise ValueError(f"the table has {table.shape[0]} rows, but vocab_size is {self.old_rows}")
         mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
         table = torch.cat([table, mean.expand(self.rows - table.shape[0], -1)])
         if self.row is not None and given is not None:
@@ -183,12 +186,20 @@ class _WithRow:
 def _tokenizer(folder: Path) -> Any:
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    with naming(folder / "tokenizer_config.json"):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _processor(folder: Path, foreign: PreTrainedConfig, config: MM1Config, tokenizer: Any) -> MM1Processor | None:
-    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+    files = [folder / name for name in ("preprocessor_config.json", "processor_config.json")]
+    described = next((file for file in files if file.is_file()), None)
+    if described is None:
         return None
+    with naming(described):
+        return _make_processor(folder, foreign, config, tokenizer)
+
+
+def _make_processor(folder: Path, foreign: PreTrainedConfig, config: MM1Config, tokenizer: Any) -> MM1Processor:
     given: Any = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
     side = config.vision_config.image_size
     image_processor = MM1ImageProcessor(
@@ -211,6 +222,7 @@ def _processor(folder: Path, foreign: PreTrainedConfig, config: MM1Config, token
 
 def _chat_template(folder: Path) -> str | None:
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        with naming(folder / "chat_template.jinja"):
+            return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     path = folder / "chat_template.json"
-    return read_json(path)["chat_template"] if path.is_file() else None
+    return read_json(path).get("chat_template") if path.is_file() else None

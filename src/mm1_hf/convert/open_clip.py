@@ -8,7 +8,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.image_utils import PILImageResampling
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from mm1_hf.convert.checkpoint import WEIGHT_NAMES, Checkpoint, read_json, source_folder
+from mm1_hf.convert.checkpoint import WEIGHT_NAMES, Checkpoint, naming, read_json, source_folder
 from mm1_hf.convert.engine import (
     MAX_SHARD_SIZE,
     Made,
@@ -93,9 +93,10 @@ def convert_open_clip(
     """
     folder = source_folder(source, ["*.bin", "*.pt"] if allow_pickle else [])
     described = read_json(folder / "open_clip_config.json")
-    config = _configuration(described["model_cfg"])
-    image_processor = _image_processor(described.get("preprocess_cfg", {}), vision_sizes(config)[0])
-    model = empty_model(CLIPVisionModel, config)
+    with naming(folder / "open_clip_config.json"):
+        config = _configuration(described["model_cfg"])
+        image_processor = _image_processor(described.get("preprocess_cfg", {}), vision_sizes(config)[0])
+        model = empty_model(CLIPVisionModel, config)
     with new_folder(output) as partial:
         write_model(
             partial,

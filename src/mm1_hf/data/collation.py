@@ -1,12 +1,16 @@
 """Makes training batches from conversations and texts: padded on the right, with labels."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 
-from mm1_hf.data.chats import Message, images_of, place_images, read_messages, require_generation_marks
+from mm1_hf.data.chats import Conversation, read_conversation, require_generation_marks, require_rendered
+from mm1_hf.data.media import given_image, require_read
+from mm1_hf.data.messages import MARK, image_columns
+from mm1_hf.data.raw_records import unwrapped
+from mm1_hf.data.wall import around_record
 from mm1_hf.model.processing_mm1 import MM1Processor
 
 
@@ -17,7 +21,8 @@ IGNORED = -100
 class MM1Collator:
     """
     Makes a training batch from examples in TRL's columns: `messages`, or `prompt` and `completion` (both chats), or
-    `text`. Images are in `images` (a list) or `image` (a single one).
+    `text`. Images are in `images` (a list) or `image` (a single one). Conversations may also have any other form of
+    [`mm1_hf.data.chats.FORMS`]. Everything in an example that names an image has a place, or the example is refused.
 
     Labels are -100 at image tokens, at the position indicators around them, at padding and at the first token of a
     row. In chats, only what the assistant writes is trained on, including its end mark; of a prompt and completion,
@@ -68,14 +73,21 @@ class MM1Collator:
         Raises:
             ValueError: see the class. If one sample is the cause, the message names its index in the batch.
         """
-        kinds = {_kind(_name(index), example) for index, example in enumerate(examples)}
+        examples, chats = list(examples), []
+        for index, example in enumerate(examples):
+            with around_record(_name(index)):
+                examples[index] = dict(unwrapped(example, _name(index)))
+                chats.append(read_conversation(examples[index], _name(index)))
+        kinds = {
+            _kind(_name(index), example, chat)
+            for index, (example, chat) in enumerate(zip(examples, chats, strict=True))
+        }
         if len(kinds) > 1:
             raise ValueError(
                 f"All examples of a batch must be of one kind; this batch mixes {', '.join(sorted(kinds))}."
             )
-        (kind,) = kinds
-        images = [images_of(example) for example in examples]
-        batch = self._encode_text(examples, images) if kind == "text" else self._encode_chats(examples, images)
+        conversations = [chat for chat in chats if chat is not None]
+        batch = self._encode_chats(conversations) if conversations else self._encode_text(examples)
         learned = batch.pop("learned")
         attention_mask, input_ids = batch["attention_mask"], batch["input_ids"]
         learned = learned & attention_mask.bool() & (input_ids != self.processor.image_token_id)
@@ -87,9 +99,15 @@ class MM1Collator:
         names = ("input_ids", "attention_mask", "labels", "pixel_values")
         return BatchFeature({name: batch[name] for name in names if name in batch})
 
-    def _encode_text(self, examples: list[dict[str, Any]], images: list[list[Any]]) -> dict[str, torch.Tensor]:
+    def _encode_text(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        images = []
+        for index, example in enumerate(examples):
+            with around_record(_name(index)):
+                found = image_columns(example, _name(index))
+                images.append([given_image(image, example, _name(index)) for image in found])
+                require_read(example, ("text", "images", "image"), len(found), _name(index))
         batch = self.processor(
-            text=[example["text"] for example in examples],
+            text=[example["text"].replace(MARK, self.processor.image_token) for example in examples],
             images=images if any(images) else None,
             padding=True,
             padding_side="right",
@@ -104,23 +122,41 @@ class MM1Collator:
                 learned[row] &= ~((offsets[row, :, 0] < end) & (offsets[row, :, 1] > start))
         return {**batch, "learned": learned}
 
-    def _encode_chats(self, examples: list[dict[str, Any]], images: list[list[Any]]) -> dict[str, torch.Tensor]:
+    def _encode_chats(self, chats: list[Conversation]) -> dict[str, torch.Tensor]:
         require_generation_marks(self.processor.chat_template)
-        chats, given_turns = [], []
-        for index, (example, example_images) in enumerate(zip(examples, images, strict=True)):
-            chat, given = cast(tuple[list[Message], int], read_messages(example, _name(index)))
-            chats.append(place_images(chat, example_images, _name(index)))
-            given_turns.append(given)
-        batch = self.processor.apply_chat_template(
-            chats,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            return_assistant_tokens_mask=True,
-            processor_kwargs={"padding": True, "padding_side": "right"},
-        )
+        for index, chat in enumerate(chats):
+            require_rendered(self.processor.chat_template, chat.messages, chat.tools, _name(index))
+        if all(chat.tools == chats[0].tools for chat in chats):
+            batch = self._rendered([chat.messages for chat in chats], chats[0].tools)
+        else:
+            batch = self._stacked([self._rendered([chat.messages], chat.tools) for chat in chats])
         learned = batch.pop("assistant_masks").bool()
-        return {**batch, "learned": without_first_turns(learned, given_turns)}
+        return {**batch, "learned": without_first_turns(learned, [chat.given_turns for chat in chats])}
+
+    def _rendered(self, chats: list[list[dict[str, Any]]], tools: list[Any]) -> dict[str, torch.Tensor]:
+        return dict(
+            self.processor.apply_chat_template(
+                chats,
+                tools=tools or None,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                return_assistant_tokens_mask=True,
+                processor_kwargs={"padding": True, "padding_side": "right"},
+            )
+        )
+
+    def _stacked(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """One batch of batches of one row each, padded on the right."""
+        padding = {"input_ids": self.processor.tokenizer.pad_token_id, "attention_mask": 0, "assistant_masks": 0}
+        batch = {
+            name: torch.nn.utils.rnn.pad_sequence(
+                [row[name][0] for row in rows], batch_first=True, padding_value=value
+            )
+            for name, value in padding.items()
+        }
+        tiles = [row["pixel_values"] for row in rows if "pixel_values" in row]
+        return batch | ({"pixel_values": torch.cat(tiles)} if tiles else {})
 
     def _check_rows(self, lengths: list[int], learned: list[bool]) -> None:
         for index, (length, learns) in enumerate(zip(lengths, learned, strict=True)):
@@ -140,10 +176,10 @@ def _name(index: int) -> str:
     return f"Sample {index} of the batch"
 
 
-def _kind(name: str, example: dict[str, Any]) -> str:
-    if read_messages(example, name) is not None:
-        return "messages" if example.get("messages") is not None else "prompt and completion"
-    if example.get("text") is not None:
+def _kind(name: str, example: dict[str, Any], chat: Conversation | None) -> str:
+    if chat is not None:
+        return chat.form if chat.form == "prompt and completion" else "messages"
+    if isinstance(example.get("text"), str):
         return "text"
     raise ValueError(
         f"{name} has the columns {sorted(example)}; give it messages, or prompt and completion, or text. Images go "

@@ -4,7 +4,7 @@ Documents: the common form of captions, interleaved documents and plain text. Al
 
 import math
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,9 @@ from typing import Any, Literal
 from PIL import Image
 from transformers.utils import logging
 
-from mm1_hf.model.image_inputs import fetch_url, image_bytes, image_size, open_image
+from mm1_hf.model.fetching import fetch_url
+from mm1_hf.model.image_inputs import image_bytes, image_size, open_image
+from mm1_hf.reporting.printable import printable
 
 
 logger = logging.get_logger(__name__)
@@ -97,7 +99,7 @@ def _unusable(source: bytes | str | Image.Image) -> Generator[None, None, None]:
     except Exception as error:
         reason = "missing file" if isinstance(error, FileNotFoundError | IsADirectoryError) else "corrupt image"
         name = source[:200] if isinstance(source, str) else f"a {type(source).__name__} object"
-        raise Unusable(reason, f"{name}: {error or type(error).__name__}") from error
+        raise Unusable(reason, f"{name}: {str(error) or type(error).__name__}") from error
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ class Drops:
         self._seen: Counter[str] = Counter()
         self._decoded: Counter[str] = Counter()
         self._broken: Counter[str] = Counter()
+        self._left_out: Counter[str] = Counter()
         self._dropped: dict[str, Counter[str]] = {}
         self._examples: dict[str, dict[str, str]] = {}
 
@@ -189,12 +192,31 @@ class Drops:
         if why is not None or self._decoded[source] == self.min_seen:
             self._judge(source)
 
+    def left_out(self, source: str, images: int) -> None:
+        """
+        Counts images of a record that is not dropped, which are left out because no text is in a row with them. They do
+        not count in the share of dropped records.
+
+        Args:
+            source: name of the record's source.
+            images: number of the images.
+        """
+        if images and not self._left_out[source]:
+            logger.warning(
+                f"{images} images of a record of {source} are left out, because a row would hold nothing but images and "
+                "so nothing to learn from: the record has more images in a row than fit (max_images). Others are "
+                "counted, not logged"
+            )
+        self._left_out[source] += images
+
     def _note(self, source: str, why: Unusable) -> None:
         reasons = self._dropped.setdefault(source, Counter())
         reasons[why.reason] += 1
         if reasons[why.reason] == 1:
             self._examples.setdefault(source, {})[why.reason] = str(why)
-            logger.warning(f"A record of {source} is dropped: {why} (others with this reason are counted, not logged)")
+            logger.warning(
+                f"A record of {source} is dropped: {printable(str(why))} (others with this reason are counted, not logged)"
+            )
 
     def merge(self, other: "Drops") -> None:
         """
@@ -209,6 +231,7 @@ class Drops:
         self._seen.update(other._seen)
         self._decoded.update(other._decoded)
         self._broken.update(other._broken)
+        self._left_out.update(other._left_out)
         for source, reasons in other._dropped.items():
             self._dropped.setdefault(source, Counter()).update(reasons)
             self._examples[source] = other._examples[source] | self._examples.get(source, {})
@@ -216,9 +239,13 @@ class Drops:
             self._judge(source)
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """`{source: {"seen": records judged, "dropped": {reason: number}, "share": share that is dropped}}`."""
+        """
+        `{source: {"seen": records judged, "dropped": {reason: number}, "share": share that is dropped}}`, and for sources
+        of which images were left out, their number under `"images_left_out"`.
+        """
         return {
             source: {"seen": seen, "dropped": dict(self._dropped.get(source, {})), "share": self._share(source)}
+            | ({"images_left_out": self._left_out[source]} if self._left_out[source] else {})
             for source, seen in self._seen.items()
         }
 
@@ -236,11 +263,12 @@ class Drops:
             "seen": dict(self._seen),
             "decoded": dict(self._decoded),
             "broken": dict(self._broken),
+            "left_out": {source: images for source, images in self._left_out.items() if images},
             "dropped": {source: dict(reasons) for source, reasons in self._dropped.items()},
             "examples": {source: dict(examples) for source, examples in self._examples.items()},
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """
         Replaces the counts by saved ones.
 
@@ -250,6 +278,7 @@ class Drops:
         self._seen = Counter(state["seen"])
         # Checkpoints of earlier versions do not have these counts.
         self._decoded, self._broken = Counter(state.get("decoded", {})), Counter(state.get("broken", {}))
+        self._left_out = Counter(state.get("left_out", {}))
         self._dropped = {source: Counter(reasons) for source, reasons in state["dropped"].items()}
         self._examples = {source: dict(examples) for source, examples in state["examples"].items()}
 
@@ -274,3 +303,18 @@ class Drops:
             "larger share (max_share, in mixtures max_dropped_share). One of the dropped records: "
             f"{self._examples[source][reason]}"
         )
+
+
+def merged_drops(states: Iterable[Mapping[str, Any]]) -> Drops:
+    """
+    The sum of counts, for example of all lanes or ranks of a run, without a limit of their share.
+
+    Args:
+        states: what [`Drops.state_dict`] returned for each of them.
+    """
+    merged = Drops(max_share=1.0)
+    for state in states:
+        own = Drops(max_share=1.0)
+        own.load_state_dict(state)
+        merged.merge(own)
+    return merged

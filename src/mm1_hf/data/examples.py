@@ -1,8 +1,9 @@
 """Turns documents into examples: the token ids and images that become one segment of a packed row."""
 
 import copy
+import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 
-from mm1_hf.data.chats import Chat, Message, place_images, require_generation_marks
+from mm1_hf.data.chats import Chat, Message, place_images, require_generation_marks, require_rendered
 from mm1_hf.data.collation import without_first_turns
 from mm1_hf.data.documents import Document, ImagePart, Unusable
+from mm1_hf.data.wall import around_record, require_unicode, result_or_reason, results_or_reasons
+from mm1_hf.model.chat_text import plain_documents
 from mm1_hf.model.image_processing_mm1 import MM1ImageProcessor
 from mm1_hf.model.processing_mm1 import MM1Processor
 from mm1_hf.model.tiling import ImageLayout, placeholder_text, sample_layouts
@@ -28,16 +31,21 @@ class Example:
         learned: `(length,)`, whether each token is a target. Tokens of text can be targets, tokens of images cannot.
         images: the images in the order of their placeholder tokens, not decoded yet.
         splits: for each image, whether it is cut into several tiles.
+        sizes: for each image, the `(height, width)` in pixels that its placeholder tokens are for.
         begins: whether this is the first piece of its document.
         name: name of the document.
+        left_out: number of images of the document that are in no piece, because no text was in a row with them. Counted
+            at the first piece.
     """
 
     input_ids: np.ndarray
     learned: np.ndarray
     images: tuple[ImagePart, ...]
     splits: tuple[bool, ...]
+    sizes: tuple[tuple[int, int], ...]
     begins: bool
     name: str
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class _Part:
     learned: np.ndarray
     image: ImagePart | None = None
     splits: bool = False
+    size: tuple[int, int] = (0, 0)
 
 
 class ExampleEncoder:
@@ -59,7 +68,11 @@ class ExampleEncoder:
 
     A document may be longer than a row, or have more images than a row may have. Then a caption is refused, and any
     other document is cut into pieces: between two parts, or, inside a text that alone is longer than a row, at any
-    token. An image is never cut; if one image alone is longer than a row, its document is refused.
+    token. An image is never cut; if one image alone is longer than a row, its document is refused. A piece without a
+    target, for example one of a long run of images without text between them, is left out.
+
+    Whatever goes wrong with a document, of any type, is the reason why it cannot be used, and no other document is
+    affected.
 
     Args:
         processor: the model's processor. The settings of its image processor say how images are split.
@@ -88,6 +101,9 @@ class ExampleEncoder:
             raise ValueError(f"max_images is {max_images}; give 1 or more, or None for as many as fit.")
         begin = tokenizer("")["input_ids"]
         self._begin = np.array([token for token in begin if token != tokenizer.eos_token_id], dtype=np.int32)
+        # Special tokens that a document spells are split below, but others, such as an image token that was added as an
+        # ordinary token, have to be broken up before.
+        self._plain = plain_documents(tokenizer, processor.default_template, processor.image_token)
         self._tiling = processor.image_processor.tiling_config()
         self._image_tokens = lru_cache(maxsize=4096)(self._image_tokens_of)
 
@@ -109,21 +125,34 @@ class ExampleEncoder:
         Returns:
             For every document, its examples in order, or the reason why it cannot be used.
         """
+        checked = [result_or_reason(_require_unicode, document, document.name) for document in documents]
+        readable = [
+            document for document, why in zip(documents, checked, strict=True) if not isinstance(why, Unusable)
+        ]
+        ids = iter(results_or_reasons(self._ids_of, readable, [document.name for document in readable]))
+        return [
+            why if isinstance(why, Unusable) else self._encode(document, next(ids))
+            for document, why in zip(documents, checked, strict=True)
+        ]
+
+    def _encode(self, document: Document, ids: list[list[int] | None] | Unusable) -> list[Example] | Unusable:
+        if isinstance(ids, Unusable):
+            return ids
+        return result_or_reason(lambda own: self._pieces(document, self._parts(document, own)), ids, document.name)
+
+    def _ids_of(self, documents: list[Document]) -> list[list[list[int] | None]]:
+        """For each part of each document, its token ids, or `None` for an image or an empty text."""
         texts = [part for document in documents for part in document.parts if isinstance(part, str) and part]
         ids = iter(self._tokenize(texts))
-        encoded: list[list[Example] | Unusable] = []
-        for document in documents:
-            # Also taken for a document that turns out to be unusable, so that the next document gets the right ids.
-            own = [next(ids) if isinstance(part, str) and part else None for part in document.parts]
-            try:
-                encoded.append(self._pieces(document, self._parts(document, own)))
-            except Unusable as reason:
-                encoded.append(reason)
-        return encoded
+        return [
+            [next(ids) if isinstance(part, str) and part else None for part in document.parts]
+            for document in documents
+        ]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
+        texts = [self._plain(text) for text in texts]
         return self.processor.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)[
             "input_ids"
         ]
@@ -131,13 +160,14 @@ class ExampleEncoder:
     def _parts(self, document: Document, ids: list[list[int] | None]) -> list[_Part]:
         if not any(ids):
             raise Unusable("no text", f"{document.name} has no text to train on")
-        layouts = sample_layouts([image.size() for image in document.images], self._tiling)
-        placed = iter(enumerate(layouts))
+        sizes = [image.size() for image in document.images]
+        placed = iter(enumerate(zip(sample_layouts(sizes, self._tiling), sizes, strict=True)))
         parts = []
         for part, tokens in zip(document.parts, ids, strict=True):
             if isinstance(part, ImagePart):
-                index, layout = next(placed)
-                parts.append(_Part(*self._image_tokens(layout, index), image=part, splits=layout.num_tiles > 1))
+                index, (layout, size) = next(placed)
+                tokens_of_image = self._image_tokens(layout, index)
+                parts.append(_Part(*tokens_of_image, image=part, splits=layout.num_tiles > 1, size=size))
             elif tokens:
                 parts.append(_text(tokens))
         return parts
@@ -162,7 +192,12 @@ class ExampleEncoder:
                 f"{self.sequence_length} tokens and {self.max_images} images",
             )
         pieces = [parts] if fits else list(self._cut(document, parts))
-        return [_example(piece, index == 0, document.name) for index, piece in enumerate(pieces)]
+        examples = [_example(piece, document.name) for piece in pieces]
+        kept = [example for example in examples if example.learned.any()]
+        if not kept:
+            raise Unusable("nothing to learn from", f"{document.name} has no text that a row could be trained on")
+        left_out = images - sum(len(example.images) for example in kept)
+        return [replace(kept[0], begins=True, left_out=left_out), *kept[1:]]
 
     def _cut(self, document: Document, parts: Iterable[_Part]) -> Iterator[list[_Part]]:
         piece: list[_Part] = []
@@ -204,21 +239,39 @@ class ExampleEncoder:
             The tiles of all images, `(tiles, 3, tile, tile)`.
 
         Raises:
-            Unusable: an image is missing or corrupt.
+            Unusable: an image is missing or corrupt, or its pixels have another size than its placeholder tokens are
+                for.
         """
         tiles = []
-        for image, splits in zip(example.images, example.splits, strict=True):
-            settings = {} if splits else {"image_splitting": "none"}
-            features = self.processor.image_processor([[image.load()]], return_tensors="pt", **settings)
-            tiles.append(features["pixel_values"])
-        return torch.cat(tiles)
+        with around_record(example.name):
+            for image, splits, size in zip(example.images, example.splits, example.sizes, strict=True):
+                loaded = image.load()
+                if (loaded.height, loaded.width) != size:
+                    raise Unusable(
+                        "image of another size",
+                        f"{example.name}: an image has {loaded.height} x {loaded.width} pixels (height x width), but "
+                        f"its header said {size[0]} x {size[1]}",
+                    )
+                settings = {} if splits else {"image_splitting": "none"}
+                features = self.processor.image_processor([[loaded]], return_tensors="pt", **settings)
+                tiles.append(features["pixel_values"])
+            return torch.cat(tiles)
+
+
+def _require_unicode(document: Document) -> None:
+    for part in document.parts:
+        if isinstance(part, str):
+            require_unicode(part, document.name)
+    if isinstance(document, Chat):
+        # Roles, names and calls of tools are text too.
+        require_unicode(json.dumps(document.messages, ensure_ascii=False, default=str), document.name)
 
 
 def _text(tokens: Sequence[int]) -> _Part:
     return _Part(np.array(tokens, dtype=np.int32), np.ones(len(tokens), dtype=bool))
 
 
-def _example(parts: list[_Part], begins: bool, name: str) -> Example:
+def _example(parts: list[_Part], name: str) -> Example:
     learned = np.concatenate([part.learned for part in parts])
     # The first token cannot be predicted, because no token precedes it in its segment.
     learned[0] = False
@@ -227,7 +280,8 @@ def _example(parts: list[_Part], begins: bool, name: str) -> Example:
         learned=learned,
         images=tuple(part.image for part in parts if part.image is not None),
         splits=tuple(part.splits for part in parts if part.image is not None),
-        begins=begins,
+        sizes=tuple(part.size for part in parts if part.image is not None),
+        begins=False,
         name=name,
     )
 
@@ -310,39 +364,47 @@ class ChatEncoder(ExampleEncoder):
         return [next(encoded) if isinstance(document, Chat) else next(others) for document in documents]
 
     def _encode_chats(self, chats: list[Chat]) -> list[list[Example] | Unusable]:
-        encoded: dict[int, list[Example] | Unusable] = {}
-        sizes: dict[int, list[tuple[int, int]]] = {}
-        for index, chat in enumerate(chats):
-            try:
-                sizes[index] = [image.size() for image in chat.images]
-            except Unusable as reason:
-                encoded[index] = reason
-        tokens = self._chat_tokens([_blank(chats[index], found) for index, found in sizes.items()])
-        for (index, found), result in zip(sizes.items(), tokens, strict=True):
-            chat = chats[index]
-            try:
-                if isinstance(result, Exception):
-                    raise Unusable("refused by the chat template", f"{chat.name}: {result}")
-                encoded[index] = [self._example_of(chat, found, *result)]
-            except Unusable as reason:
-                encoded[index] = reason
-        return [encoded[index] for index in range(len(chats))]
+        sized = [(chat, result_or_reason(self._sizes_of, chat, chat.name)) for chat in chats]
+        usable = [(chat, sizes) for chat, sizes in sized if not isinstance(sizes, Unusable)]
+        tokens = iter(results_or_reasons(self._chat_tokens, usable, [chat.name for chat, _ in usable]))
+        return [
+            sizes if isinstance(sizes, Unusable) else self._encode_chat(chat, sizes, next(tokens))
+            for chat, sizes in sized
+        ]
 
-    def _chat_tokens(self, chats: list[list[Message]]) -> list[tuple[list[int], list[int]] | Exception]:
-        """The token ids of each chat and the mask of what the assistant writes, or the error of the template."""
-        if not chats:
-            return []
-        try:
-            batch = self._layouts_only.apply_chat_template(
-                chats, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-            )
-        except (ValueError, TemplateError) as error:
-            if len(chats) == 1:
-                return [error]
-            # One refused chat fails the whole batch. Halving the batch again and again isolates it.
-            half = len(chats) // 2
-            return self._chat_tokens(chats[:half]) + self._chat_tokens(chats[half:])
-        return list(zip(batch["input_ids"], batch["assistant_masks"], strict=True))
+    def _sizes_of(self, chat: Chat) -> list[tuple[int, int]]:
+        _require_unicode(chat)
+        require_rendered(self.processor.chat_template, chat.messages, chat.tools, chat.name)
+        return [image.size() for image in chat.images]
+
+    def _encode_chat(
+        self, chat: Chat, sizes: list[tuple[int, int]], tokens: tuple[list[int], list[int]] | Unusable
+    ) -> list[Example] | Unusable:
+        if isinstance(tokens, Unusable):
+            return tokens
+        return result_or_reason(lambda own: [self._example_of(chat, sizes, *own)], tokens, chat.name)
+
+    def _chat_tokens(self, chats: list[tuple[Chat, list[tuple[int, int]]]]) -> list[tuple[list[int], list[int]]]:
+        """The token ids of each chat, whose images have the given sizes, and the mask of what the assistant writes."""
+        # One call of the template gives all its chats the same tools.
+        groups: dict[str, list[int]] = {}
+        for index, (chat, _) in enumerate(chats):
+            groups.setdefault(json.dumps(chat.tools, default=str), []).append(index)
+        tokens: dict[int, tuple[list[int], list[int]]] = {}
+        for members in groups.values():
+            first = chats[members[0]][0]
+            try:
+                batch = self._layouts_only.apply_chat_template(
+                    [_blank(*chats[index]) for index in members],
+                    tools=list(first.tools) or None,
+                    tokenize=True,
+                    return_dict=True,
+                    return_assistant_tokens_mask=True,
+                )
+            except (ValueError, TemplateError) as error:
+                raise Unusable("refused by the chat template", f"{first.name}: {error}") from error
+            tokens |= zip(members, zip(batch["input_ids"], batch["assistant_masks"], strict=True), strict=True)
+        return [tokens[index] for index in range(len(chats))]
 
     def _example_of(self, chat: Chat, sizes: list[tuple[int, int]], ids: list[int], written: list[int]) -> Example:
         input_ids = np.array(ids, dtype=np.int32)
@@ -364,6 +426,7 @@ class ChatEncoder(ExampleEncoder):
             learned=learned,
             images=chat.images,
             splits=tuple(layout.num_tiles > 1 for layout in layouts),
+            sizes=tuple(sizes),
             begins=True,
             name=chat.name,
         )

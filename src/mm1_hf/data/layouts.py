@@ -2,28 +2,27 @@
 The layouts of data sets: functions that turn a record into a [`Document`].
 
 Every layout takes a record, and a name that says where the record comes from, for error messages. It raises
-[`Unusable`] for a record that it cannot read. `<image>` in a text is ordinary text, except in the human turns of
-LLaVA's layouts.
+[`Unusable`] for a record that it cannot read, and for one with images, videos or sounds that it would lose.
+docs/data-formats.md shows a record of each. `<image>` in a text is ordinary text, except in the user's turns of
+conversations and in captions, where it marks the place of an image.
 
-[`~mm1_hf.data.readers.read`] adds some keys to the records: relative paths start at the folder under `__folder__`;
-`__line__` is a line of JSON that holds the record; `__files__` are the files of a sample in a WebDataset archive, and
-the record has one column for each of them, named by its extension.
+[`~mm1_hf.data.readers.read`] adds some keys to the records: relative paths start at the folder under `__folder__`, and no
+local file outside of it is read; `__line__` is a line of JSON that holds the record; `__files__` are the files of a sample
+in a WebDataset archive, and the record has one column for each of them, named by its extension.
 """
 
 import functools
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, get_args
 
-from PIL import Image
-
-from mm1_hf.data.chats import IMAGE_KEYS, Chat, Message, images_of, place_images, read_messages
+from mm1_hf.data.chats import UNRENDERED, Chat, read_conversation
 from mm1_hf.data.documents import Document, DocumentKind, ImagePart, Unusable
-
-
-Record = Mapping[str, Any]
+from mm1_hf.data.media import NO_IMAGE, images_in, is_empty, read_text, record_image, require_read
+from mm1_hf.data.messages import MARK, UNPLACED, Message, said_beside
+from mm1_hf.data.raw_records import FOLDER, WRONG_LAYOUT, Record, unwrapped
+from mm1_hf.data.wall import around_record
 
 
 class Layout(Protocol):
@@ -32,72 +31,24 @@ class Layout(Protocol):
     def __call__(self, record: Record, name: str = "") -> Document: ...
 
 
-FOLDER = "__folder__"
-LINE = "__line__"
-FILES = "__files__"
-WRONG_LAYOUT = "not a record of this layout"
-CORRUPT_ARCHIVE = "corrupt archive"
-
-_IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_url", "url")
+# The first of these columns that holds an image is read; addresses are read if there is no image.
+_IMAGE_COLUMNS = ("image", "images", "jpg", "jpeg", "png", "webp", "image_url", "url")
+_ADDRESS_COLUMNS = ("image_url", "url")
 _CAPTION_COLUMNS = ("caption", "text", "txt")
-_PLACE = "<image>"
-_LLAVA_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
-_EMPTY = {"type": "text", "text": ""}
-
-
-def unwrapped(record: Record, name: str = "") -> Record:
-    """
-    Parses a record that is still a line of JSON or the files of an archive. Other records are returned unchanged.
-
-    Args:
-        record: a record that [`~mm1_hf.data.readers.read`] returned.
-        name: where the record comes from, for error messages.
-
-    Raises:
-        Unusable: the line or the files cannot be parsed.
-    """
-    for key, unwrap in ((LINE, _of_line), (FILES, _of_files)):
-        if key in record:
-            found = unwrap(record, name)
-            record = found | ({FOLDER: record[FOLDER]} if FOLDER in record else {})
-    return record
 
 
 def _unwrapping(layout: Layout) -> Layout:
-    """Makes a layout also accept records that are still a line of JSON or the files of an archive."""
+    """
+    Makes a layout also accept records that are still a line of JSON or the files of an archive, and makes whatever goes
+    wrong with a record [`Unusable`].
+    """
 
     @functools.wraps(layout)
     def read(record: Record, name: str = "") -> Document:
-        return layout(unwrapped(record, name), name)
+        with around_record(name):
+            return layout(unwrapped(record, name), name)
 
     return read
-
-
-def _of_line(record: Record, name: str) -> dict[str, Any]:
-    try:
-        found = json.loads(record[LINE])
-    except ValueError as error:
-        raise Unusable("corrupt record", f"{name}: {error}: {record[LINE]!r:.100}") from error
-    if not isinstance(found, dict):
-        raise Unusable(WRONG_LAYOUT, f"{name}: the line is {found!r:.100}, not a JSON object")
-    return found
-
-
-def _of_files(record: Record, name: str) -> dict[str, Any]:
-    if record.get("__error__") is not None:
-        raise Unusable(CORRUPT_ARCHIVE, record["__error__"])
-    found: dict[str, Any] = {"__key__": record.get("__key__")}
-    for file in record[FILES]:
-        extension, content = file["extension"].lower(), file["bytes"]
-        try:
-            if extension == "json":
-                content = json.loads(content)
-            elif extension in _CAPTION_COLUMNS:
-                content = content.decode()
-        except ValueError as error:
-            raise Unusable("corrupt record", f"{_name(found, name)}.{extension}: {error}") from error
-        found[extension] = content
-    return found
 
 
 @_unwrapping
@@ -113,11 +64,12 @@ def documents(record: Record, name: str = "") -> Document:
         text, image = (part.get("text"), part.get("image")) if isinstance(part, Mapping) else (None, None)
         if (text is None) == (image is None):
             raise Unusable(WRONG_LAYOUT, f"{name}: a part must have either a text or an image, not {part!r:.100}")
-        parts.append(_text(text, name) if image is None else _image(image, record, name))
+        require_read(part, ("text", "image"), int(text is None), f"{name}: a part")
+        parts.append(read_text(text, name) if image is None else record_image(image, record, name))
     kind = record.get("kind")
     if kind is not None and kind not in get_args(DocumentKind):
         raise Unusable(WRONG_LAYOUT, f"{name}: the kind is {kind!r:.100}, not one of {get_args(DocumentKind)}")
-    return _document(parts, name, kind)
+    return _read_whole(_document(parts, name, kind), record, ("parts",))
 
 
 def to_record(document: Document) -> dict[str, Any]:
@@ -141,173 +93,168 @@ def to_record(document: Document) -> dict[str, Any]:
 @_unwrapping
 def caption(record: Record, name: str = "") -> Document:
     """
-    An image and its caption, from WebDataset or a table. The image is under `image`, `jpg`, `jpeg`, `png`, `webp`,
-    `image_url` or `url`. The caption is under `caption`, `text` or `txt`, or under one of these keys in a `json`
-    object. The first of these columns that is not empty is used. White space around the caption is removed.
+    An image and its caption, from WebDataset or a table. The image is under `image`, `images`, `jpg`, `jpeg`, `png`,
+    `webp`, `image_url` or `url`. The caption is under `caption`, `text` or `txt`, or under one of these keys in a `json`
+    object. The first of these columns that is not empty is used. White space around the caption is removed. The image
+    comes first, or where the caption has the mark `<image>`.
     """
     name = _name(record, name)
-    record = {column.lower(): value for column, value in record.items()}
-    image = _first(record, _IMAGE_COLUMNS)
-    text = _first(record, _CAPTION_COLUMNS)
-    if text is None and isinstance(record.get("json"), Mapping):
-        text = _first(record["json"], _CAPTION_COLUMNS)
+    record = {str(column).lower(): value for column, value in record.items()}
     if record.keys().isdisjoint(_IMAGE_COLUMNS) or record.keys().isdisjoint((*_CAPTION_COLUMNS, "json")):
         raise Unusable(
             WRONG_LAYOUT,
             f"{name}: the record has the columns {_columns(record)}; a caption needs an image in one of "
             f"{list(_IMAGE_COLUMNS)} and a text in one of {[*_CAPTION_COLUMNS, 'json']}",
         )
-    return _document([_image(image, record, name), _text(text or "", name).strip()], name, "caption")
+    column = next((column for column in _IMAGE_COLUMNS if not is_empty(record.get(column))), "image")
+    images = [record_image(image, record, name) for image in images_in(record.get(column), f"{name}: {column}")]
+    text = _first(record, _CAPTION_COLUMNS)
+    if text is None and isinstance(record.get("json"), Mapping):
+        text = _first(record["json"], _CAPTION_COLUMNS)
+    text = read_text(text or "", name).strip()
+    if not images:
+        raise Unusable(NO_IMAGE, name)
+    marks = text.count(MARK)
+    if marks not in (0, len(images)):
+        raise Unusable(UNPLACED, f"{name}: {len(images)} images, but {marks} marks {MARK} in the caption")
+    parts: list[str | ImagePart] = [*images, text]
+    if marks:
+        first, *others = text.split(MARK)
+        parts = [first]
+        for image, other in zip(images, others, strict=True):
+            parts += [image, other]
+        parts = [part.strip() if isinstance(part, str) else part for part in parts]
+    return _read_whole(_document(parts, name, "caption"), record, (column, *_ADDRESS_COLUMNS, *_CAPTION_COLUMNS))
 
 
 @_unwrapping
 def llava(record: Record, name: str = "") -> Document:
     """
     LLaVA's JSON. `conversations` is a list of turns `{"from": speaker, "value": text}`, in which the speaker is
-    `"human"`, `"gpt"` or `"system"`. `image` is a path or a list of paths. In human turns, `<image>` marks the
-    position of an image; without such marks, the images come first.
+    `"human"`, `"gpt"` or `"system"`. `image` or `images` is an image or a list of images. In human turns, `<image>` marks
+    the position of an image; without such marks, the images come before the text of the first human turn.
 
     A conversation of one question and one answer about one image becomes a caption: the image and the answer, without
     the question, as in LLaVA's pre-training. Any other conversation becomes a text with line breaks between the turns
     and with the images at their positions.
     """
     name = _name(record, name)
-    turns, images = _llava(record, name)
-    if len(images) == 1 and [speaker for speaker, _ in turns] == ["human", "gpt"]:
-        return _document([images[0], turns[1][1].strip()], name, "caption")
-    placed, unmarked = _placed(turns, images, name)
-    parts: list[str | ImagePart] = [*unmarked]
-    line = ""
-    for index, (_, content) in enumerate(placed):
+    chat = _conversation(record, name, ("conversations",))
+    if chat.said:
+        raise Unusable(
+            UNRENDERED, f"{', '.join(chat.said)} of {name}: pre-training reads the texts of a conversation only"
+        )
+    if len(chat.images) == 1 and [message["role"] for message in chat.messages] == ["user", "assistant"]:
+        answer = "".join(part["text"] for part in chat.messages[1]["content"] if part["type"] == "text")
+        return _document([chat.images[0], answer.strip()], name, "caption")
+    parts: list[str | ImagePart] = []
+    images, line = iter(chat.images), ""
+    for index, message in enumerate(chat.messages):
         line += "\n" if index else ""
-        for part in content:
-            if isinstance(part, str):
-                line += part
+        for part in message["content"]:
+            if part["type"] == "text":
+                line += part["text"]
             else:
-                parts += [line, part]
+                parts += [line, next(images)]
                 line = ""
     return _document([*parts, line], name)
-
-
-def _llava(record: Record, name: str) -> tuple[list[tuple[str, str]], list[ImagePart]]:
-    """The turns of a LLaVA record, as pairs of speaker and text, and its images."""
-    turns = []
-    for turn in _list(record, "conversations", name):
-        if not isinstance(turn, Mapping) or turn.get("from") not in ("human", "gpt", "system"):
-            raise Unusable(WRONG_LAYOUT, f"{name}: a turn is {turn!r:.100}")
-        turns.append((turn["from"], _text(turn.get("value"), name)))
-    given = record.get("image")
-    given = [] if given is None else given if isinstance(given, list) else [given]
-    return turns, [_image(image, record, name) for image in given]
-
-
-def _placed(
-    turns: list[tuple[str, str]], images: list[ImagePart], name: str
-) -> tuple[list[tuple[str, list[str | ImagePart]]], list[ImagePart]]:
-    """LLaVA's turns with the images at their `<image>` marks; without any marks, they are the second result."""
-    places = sum(text.count(_PLACE) for speaker, text in turns if speaker == "human")
-    if images and places not in (0, len(images)):
-        raise Unusable(
-            "images cannot be placed", f"{name}: {len(images)} images, but {places} <image> marks in the human turns"
-        )
-    left = iter(images)
-    placed: list[tuple[str, list[str | ImagePart]]] = []
-    for speaker, text in turns:
-        first, *others = text.split(_PLACE) if images and places and speaker == "human" else [text]
-        content: list[str | ImagePart] = [first]
-        for other in others:
-            content += [next(left), other]
-        placed.append((speaker, content))
-    return placed, [] if places else images
 
 
 @_unwrapping
 def chat(record: Record, name: str = "") -> Document:
     """
-    Conversations in TRL's columns: `messages`, or `prompt` and `completion`. The content of a message is a text, or a
-    list of parts of type `text` and `image`. The images of image parts that do not hold one are in `images` (a list)
-    or `image` (a single one). If a conversation has no image parts, its images come before the text of the first user
-    turn.
+    Conversations, in any form of [`mm1_hf.data.chats.FORMS`] except pairs of preferences: above all TRL's columns
+    `messages`, or `prompt` and `completion`. The content of a message is a text, or a list of parts of type `text` and
+    `image`; the parts of OpenAI's and Anthropic's APIs are read too. The images of image parts that do not hold one, and
+    of marks `<image>` in the user's texts, are in `images` or `image`, in order. If a conversation has neither, its images
+    come before the text of the first user turn.
 
     The layout is meant for fine-tuning. In pre-training, a conversation is read as its texts and images, without the
     roles.
     """
-    name = _name(record, name)
-    images = [_image(image, record, name) for image in images_of(record)]
-    try:
-        found = read_messages(record, name)
-        if found is None:
-            raise Unusable(
-                WRONG_LAYOUT,
-                f"{name}: the record has the columns {_columns(record)}, but no messages, nor prompt and completion",
-            )
-        messages = place_images(found[0], images, name)
-    except Unusable:
-        raise
-    except (ValueError, KeyError) as error:
-        raise Unusable(WRONG_LAYOUT, f"{name}: {error}") from error
-    return _chat(messages, found[1], record, name)
+    return _conversation(record, _name(record, name))
 
 
 @_unwrapping
 def llava_chat(record: Record, name: str = "") -> Document:
     """
     LLaVA's JSON as [`llava`] reads it, but as a conversation with its roles, for fine-tuning. White space around texts
-    and images is removed. Images without an `<image>` mark come before the text of the first human turn.
+    and images is removed.
     """
-    name = _name(record, name)
-    placed, unmarked = _placed(*_llava(record, name), name)
-    messages: list[Message] = []
-    for speaker, content in placed:
-        parts = [
-            {"type": "image", "image": part} if isinstance(part, ImagePart) else {"type": "text", "text": part.strip()}
-            for part in content
-        ]
-        messages.append({"role": _LLAVA_ROLES[speaker], "content": [part for part in parts if part != _EMPTY]})
-    try:
-        messages = place_images(messages, unmarked, name)
-    except ValueError as error:
-        raise Unusable("images cannot be placed", str(error)) from error
-    return _chat(messages, 0, record, name)
+    return _conversation(record, _name(record, name), ("conversations",), strip=True)
 
 
-def _chat(messages: list[Message], given_turns: int, record: Record, name: str) -> Chat:
-    """Makes a chat from messages whose image parts hold their images."""
-    parts: list[str | ImagePart] = []
+@_unwrapping
+def sharegpt(record: Record, name: str = "") -> Document:
+    """
+    ShareGPT's conversations: `conversations` is a list of turns `{"from": speaker, "value": text}`, or of turns with
+    `role` and `content`. A turn of `"function_call"` calls a tool, and a turn of `"observation"` is its answer; `tools` and
+    `system` may stand beside them. Images are placed as in [`chat`], and all text stays as it is.
+    """
+    return _conversation(record, _name(record, name), ("conversations",))
+
+
+@_unwrapping
+def the_cauldron(record: Record, name: str = "") -> Document:
+    """
+    The Cauldron and FineVision: `images`, and `texts`, a list of `{"user": question, "assistant": answer}`. Images are
+    placed as in [`chat`].
+    """
+    return _conversation(record, _name(record, name), ("texts",))
+
+
+@_unwrapping
+def alpaca(record: Record, name: str = "") -> Document:
+    """
+    Alpaca's instructions: `instruction`, `output`, and, if it is not empty, `input`, which follows the instruction on a
+    line of its own. `system`, `history` (a list of questions with answers) and images may stand beside them.
+    """
+    return _conversation(record, _name(record, name), ("instruction and output",))
+
+
+@_unwrapping
+def query_response(record: Record, name: str = "") -> Document:
+    """
+    A `query` and its `response`. `system`, `history` (a list of queries with responses) and images may stand beside them.
+    """
+    return _conversation(record, _name(record, name), ("query and response",))
+
+
+@_unwrapping
+def question_answer(record: Record, name: str = "") -> Document:
+    """A `question` and its `answer`, mostly about an `image`. The answer is one text, or a list of equal texts."""
+    return _conversation(record, _name(record, name), ("question and answer",))
+
+
+@_unwrapping
+def preference(record: Record, name: str = "") -> Document:
+    """
+    Pairs of preferences, to train on what was `chosen`: `prompt`, `chosen` and `rejected`, each a text or a list of
+    messages. Without a `prompt`, the turns with which both answers begin are the prompt. What was rejected is not read.
+    """
+    return _conversation(record, _name(record, name), ("preference",))
+
+
+def _conversation(record: Record, name: str, forms: tuple[str, ...] | None = None, strip: bool = False) -> Chat:
+    found = read_conversation(record, name, forms)
+    if found is None:
+        expected = "messages, nor prompt and completion" if forms is None else " ".join(forms)
+        raise Unusable(WRONG_LAYOUT, f"{name}: the record has the columns {_columns(record)}, but no {expected}")
+    parts: list[str | ImagePart] = [json.dumps(tool, ensure_ascii=False, default=str) for tool in found.tools]
     bare: list[Message] = []
-    for message in messages:
+    for message in found.messages:
         content = []
         for part in message["content"]:
-            if part.get("type") == "image":
-                parts.append(image_of_part(part, record, name))
+            if part["type"] == "image":
+                parts.append(record_image(part["image"], record, name))
                 content.append({"type": "image"})
-            else:
-                parts.append(_text(part.get("text"), name))
-                content.append(part)
+            elif text := part["text"].strip() if strip else part["text"]:
+                parts.append(text)
+                content.append({"type": "text", "text": text})
+        parts += said_beside(message)
         bare.append({**message, "content": content})
     document = _document(parts, name)
-    return Chat(document.kind, document.parts, name, tuple(bare), given_turns)
-
-
-def image_of_part(part: Mapping[str, Any], record: Record, name: str) -> ImagePart:
-    """
-    The image that a part of a message holds.
-
-    Args:
-        part: an image part with one of the keys [`mm1_hf.data.chats.IMAGE_KEYS`].
-        record: the record of the message. Relative paths start at the folder under its key [`FOLDER`], if it has one.
-        name: name of the record, for error messages.
-
-    Raises:
-        Unusable: the value under the key is not an image.
-    """
-    key = next(key for key in IMAGE_KEYS if key in part)
-    value = part[key]
-    if isinstance(value, ImagePart):
-        return value
-    if key == "base64" and isinstance(value, str) and not value.startswith("data:"):
-        value = f"data:;base64,{value}"
-    return _image(value, record, name)
+    return Chat(document.kind, document.parts, name, tuple(bare), found.given_turns, tuple(found.tools))
 
 
 @_unwrapping
@@ -325,8 +272,8 @@ def obelics(record: Record, name: str = "") -> Document:
         if (image is None) == (text is None):
             found = "neither an image nor a text" if image is None else "both an image and a text"
             raise Unusable(WRONG_LAYOUT, f"{name}: one position of the lists holds {found}")
-        parts.append(_text(text, name) if image is None else _image(image, record, name))
-    return _document(parts, name)
+        parts.append(read_text(text, name) if image is None else record_image(image, record, name))
+    return _read_whole(_document(parts, name), record, ("images", "texts"))
 
 
 @_unwrapping
@@ -337,7 +284,7 @@ def mmc4(record: Record, name: str = "") -> Document:
     it exists, or else the image at the URL `raw_url`. Sentences between two images are joined by spaces.
     """
     name = _name(record, name)
-    sentences = [_text(sentence, name) for sentence in _list(record, "text_list", name)]
+    sentences = [read_text(sentence, name) for sentence in _list(record, "text_list", name)]
     before: dict[int, list[ImagePart]] = {}
     for info in _list(record, "image_info", name):
         index = info.get("matched_text_index") if isinstance(info, Mapping) else None
@@ -346,6 +293,7 @@ def mmc4(record: Record, name: str = "") -> Document:
                 WRONG_LAYOUT,
                 f"{name}: matched_text_index is {index!r:.100}, not an index of the {len(sentences)} sentences",
             )
+        require_read(info, ("image", "image_name", "raw_url"), 1, f"{name}: an entry of image_info")
         before.setdefault(index, []).append(_mmc4_image(info, record, name))
     parts: list[str | ImagePart] = []
     for index, sentence in enumerate(sentences):
@@ -354,27 +302,27 @@ def mmc4(record: Record, name: str = "") -> Document:
             parts[-1] = f"{parts[-1]} {sentence}"
         else:
             parts.append(sentence)
-    return _document(parts, name)
+    return _read_whole(_document(parts, name), record, ("text_list", "image_info"))
 
 
 def _mmc4_image(info: Record, record: Record, name: str) -> ImagePart:
     if info.get("image") is not None:
-        return _image(info["image"], record, name)
+        return record_image(info["image"], record, name)
     file, url = info.get("image_name"), info.get("raw_url")
     if isinstance(file, str):
-        part = _image(file, record, name)
+        part = record_image(file, record, name)
         if url is None or os.path.exists(str(part.source)):
             return part
-    return _image(url, record, name)
+    return record_image(url, record, name)
 
 
 @_unwrapping
 def text(record: Record, name: str = "") -> Document:
-    """Plain text under `text`. Other columns are ignored."""
+    """Plain text under `text`. Other columns are ignored, unless they hold images, videos or sounds."""
     name = _name(record, name)
     if "text" not in record:
         raise Unusable(WRONG_LAYOUT, f"{name}: the record has the columns {_columns(record)}, but not text")
-    return _document([_text(record["text"], name)], name)
+    return _read_whole(_document([read_text(record["text"], name)], name), record, ("text",))
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -383,6 +331,14 @@ LAYOUTS: dict[str, Layout] = {
     "llava": llava,
     "chat": chat,
     "llava_chat": llava_chat,
+    "sharegpt": sharegpt,
+    "the_cauldron": the_cauldron,
+    "finevision": the_cauldron,
+    "alpaca": alpaca,
+    "query_response": query_response,
+    "question_answer": question_answer,
+    "vqa": question_answer,
+    "preference": preference,
     "obelics": obelics,
     "mmc4": mmc4,
     "text": text,
@@ -415,23 +371,10 @@ def _document(parts: Iterable[str | ImagePart], name: str, kind: DocumentKind | 
     return Document(kind or ("interleaved" if has_images else "text"), parts, name)
 
 
-def _image(value: Any, record: Record, name: str) -> ImagePart:
-    """Reads an image that is given as bytes, a path, a URL, a PIL image, or an undecoded image of `datasets`."""
-    if isinstance(value, Mapping):
-        value = value.get("path") if value.get("bytes") is None else value["bytes"]
-    if value is None:
-        raise Unusable("no image", name)
-    if isinstance(value, str) and not re.match("(https?://|data:)", value):
-        value = os.path.join(record.get(FOLDER) or "", value)
-    if isinstance(value, bytes | str | Image.Image):
-        return ImagePart(value)
-    raise Unusable(WRONG_LAYOUT, f"{name}: an image is {value!r:.100}; give bytes, a path, a URL or a PIL image")
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise Unusable(WRONG_LAYOUT, f"{name}: a text is {value!r:.100}, not a string")
-    return value
+def _read_whole(document: Document, record: Record, columns: Iterable[str]) -> Document:
+    """The document, if its columns hold all media of the record."""
+    require_read(record, {*columns}, len(document.images), document.name)
+    return document
 
 
 def _list(record: Record, column: str, name: str) -> list[Any]:
@@ -445,7 +388,7 @@ def _list(record: Record, column: str, name: str) -> list[Any]:
 
 
 def _columns(record: Record) -> list[str]:
-    return sorted(column for column in record if column != FOLDER)
+    return sorted(str(column) for column in record if column != FOLDER)
 
 
 def _first(record: Record, columns: Iterable[str]) -> Any:

@@ -3,18 +3,22 @@
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_args
 
 import datasets
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from mm1_hf.data.documents import Document, Drops, Unusable
+from mm1_hf.data.documents import Document, Drops, Unusable, merged_drops
 from mm1_hf.data.examples import Example, ExampleEncoder
+from mm1_hf.data.identity import dataset_identity, differences, listed, processor_identity
 from mm1_hf.data.layouts import LAYOUTS
 from mm1_hf.data.packing import build_row, pack
+from mm1_hf.data.raw_records import Record
 from mm1_hf.data.records import Records, open_records
+from mm1_hf.data.wall import result_or_reason
 
 
 Unit = Literal["rows", "documents", "tokens"]
@@ -35,12 +39,15 @@ class Source:
             them.
         layout: name of the layout of the records, a key of [`mm1_hf.data.layouts.LAYOUTS`].
         weight: share of the source in the mixture, relative to the weights of the other sources.
+        origin: where the records come from and how they are read, such as `{"path": ...}`. A run can only be resumed
+            if this has not changed.
     """
 
     name: str
     dataset: datasets.Dataset | datasets.IterableDataset
     layout: str
     weight: float
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Mixture(IterableDataset):
@@ -55,8 +62,8 @@ class Mixture(IterableDataset):
     from lane `i % lanes`. The lanes are divided among the data workers, so that the batches do not depend on the
     number of workers, as long as this number divides the number of lanes.
 
-    Records that cannot become a document, and examples with an image that turns out to be corrupt, are dropped,
-    counted and logged. Too many of them stop the run.
+    Records that cannot become a document, whatever the reason, and examples with an image that turns out to be corrupt
+    are dropped, counted and logged. Too many of them stop the run.
 
     Args:
         sources: the sources, with positive weights and different names.
@@ -97,6 +104,7 @@ class Mixture(IterableDataset):
         self.seed, self.lanes, self.window, self.max_dropped_share = seed, lanes, window, max_dropped_share
         self.rank, self.world_size, self.rows_per_batch = 0, 1, 1
         self._state: dict[str, Any] = {"batches": 0, "lanes": {}}
+        self._records: dict[str, dict[str, Any]] | None = None
 
     def split(self, rank: int, world_size: int, rows_per_batch: int) -> None:
         """
@@ -176,22 +184,26 @@ class Mixture(IterableDataset):
 
     def drops(self) -> Drops:
         """The counts of the dropped records, up to the last consumed batch."""
-        drops = Drops(max_share=1.0)
-        for lane in self._state["lanes"].values():
-            own = Drops(max_share=1.0)
-            own.load_state_dict(lane["drops"])
-            drops.merge(own)
-        return drops
+        return merged_drops(lane["drops"] for lane in self._state["lanes"].values())
 
     def _signature(self) -> dict[str, Any]:
+        if self._records is None:
+            self._records = {source.name: dataset_identity(source.dataset) for source in self.sources}
         return {
-            "sources": {source.name: source.weight for source in self.sources},
+            "sources": {
+                source.name: {"weight": source.weight, "layout": source.layout, **source.origin}
+                | self._records[source.name]
+                for source in self.sources
+            },
+            # A tie between sources is broken by their order.
+            "order of the sources": self.source_names,
             "unit": self.unit,
             "seed": self.seed,
             "lanes": self.lanes,
             "window": self.window,
             "sequence_length": self.encoder.sequence_length,
             "max_images": self.encoder.max_images,
+            "processor": processor_identity(self.encoder.processor),
             "rank": self.rank,
             "world_size": self.world_size,
             "rows_per_batch": self.rows_per_batch,
@@ -211,19 +223,11 @@ class Mixture(IterableDataset):
         Raises:
             ValueError: the state was saved with other sources, other settings, or another rank or number of ranks.
         """
-        other = {
-            name: (state["mixture"].get(name), value)
-            for name, value in self._signature().items()
-            if state["mixture"].get(name) != value
-        }
-        if other:
-            differences = "; ".join(
-                f"{name}: {saved} in the checkpoint, {now} here" for name, (saved, now) in other.items()
-            )
+        if changes := differences(state["mixture"], self._signature()):
             raise ValueError(
-                "This mixture cannot resume the data stream of the checkpoint, because their settings differ "
-                f"({differences}). Resume with the settings and the number of ranks of the checkpoint, or start a new "
-                "run from its weights."
+                "This mixture cannot resume the data stream of the checkpoint, because their settings differ: "
+                f"{listed(changes)}. Resume with the data, the settings and the number of ranks of the checkpoint, or "
+                "start a new run from its weights in another output folder."
             )
         self._state = {"batches": state["batches"], "lanes": state["lanes"]}
 
@@ -308,6 +312,12 @@ def _amount(examples: Sequence[Example], unit: Unit) -> int:
     return sum(len(example.input_ids) for example in examples)
 
 
+def _document(layout: str, record: Record | Unusable, name: str) -> Document:
+    if isinstance(record, Unusable):
+        raise record
+    return LAYOUTS[layout](record, name)
+
+
 class _PackedSource:
     """
     Yields packed rows of one source. A window of records is packed at once, and the examples of rows that would be too
@@ -356,21 +366,24 @@ class _PackedSource:
         refused: dict[int, Unusable] = {}
         for place in range(self.window):
             record, name = self.records.read()
-            try:
-                documents[place] = LAYOUTS[self.source.layout](record, name)
-            except Unusable as reason:
-                refused[place] = reason
-        examples = {}
+            document = result_or_reason(partial(_document, self.source.layout, name=name), record, name)
+            if isinstance(document, Unusable):
+                refused[place] = document
+            else:
+                documents[place] = document
+        examples, left_out = {}, {}
         encoded = self.encoder.encode(list(documents.values()))
         for place, pieces in zip(documents, encoded, strict=True):
             if isinstance(pieces, Unusable):
                 refused[place] = pieces
             else:
                 examples |= {(place, piece): example for piece, example in enumerate(pieces)}
+                left_out[place] = pieces[0].left_out
         # Counted when all of them are judged, in the order in which they were read, so that the share of dropped
         # records is right at every one of them.
         for place in range(self.window):
             drops.seen(self.source.name, refused.get(place))
+            drops.left_out(self.source.name, left_out.get(place, 0))
         return examples
 
     def _pack(self, fresh: Mapping[tuple[int, int], Example]) -> None:

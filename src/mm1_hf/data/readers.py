@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -22,23 +23,33 @@ from datasets import (
     concatenate_datasets,
     load_dataset_builder,
 )
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from mm1_hf.data.archives import SAMPLE_FEATURES, read_archives
 from mm1_hf.data.documents import Unusable
-from mm1_hf.data.layouts import CORRUPT_ARCHIVE, FOLDER, LAYOUTS, LINE, WRONG_LAYOUT, Layout, layout_named
+from mm1_hf.data.layouts import LAYOUTS, Layout, layout_named
+from mm1_hf.data.raw_records import CORRUPT_ARCHIVE, CORRUPT_FILE, ERROR, FOLDER, READER_KEYS, WRONG_LAYOUT
+from mm1_hf.data.tables import row_of, with_folder
+from mm1_hf.data.text_files import LINE_FEATURES, TEXT_FEATURES, read_text_files
 
 
 # Where a folder holds files of several formats, only the format that comes first in this list is read: images and
 # notes often lie beside the data.
 FORMATS = ("parquet", "arrow", "jsonl", "ndjson", "tar", "json", "csv", "tsv", "txt")
 
-# Bytes that are not UTF-8 become an escape that JSON does not allow. So only their line is refused, as a corrupt
-# record.
-_LINES: dict[str, Any] = {
-    "sample_by": "line",
-    "encoding_errors": "backslashreplace",
-    "features": Features({"text": Value("string")}),
+# Formats that are read as text, and the options of `read` for each of them.
+_TEXT_FORMATS: dict[str, tuple[str, ...]] = {
+    "jsonl": (),
+    "ndjson": (),
+    "json": ("field",),
+    "csv": ("delimiter",),
+    "tsv": ("delimiter",),
+    "txt": ("sample_by",),
 }
+# Records that are written to the cache together. They may be as large as their limits allow.
+_RECORDS_AT_ONCE = {"tar": 8, "text": 16}
+# Rows of a stream that are checked together.
+_ROWS_AT_ONCE = 16
 _SPLITS = {
     "train": {"train", "training"},
     "validation": {"validation", "valid", "val", "dev"},
@@ -74,13 +85,20 @@ def read(
         image_folder: the folder where relative paths of images start. Unset, they start at the folder of the data
             files.
         options: keyword arguments of `datasets.load_dataset_builder`, for example `name`, `data_files`, `revision` or
-            `cache_dir`. For tar archives they go to `datasets.Dataset.from_generator`, and are ignored when streaming.
+            `cache_dir`. For local tar archives and text files, keyword arguments of `datasets.Dataset.from_generator`,
+            which are ignored when streaming, and of [`mm1_hf.data.text_files.read_text_files`]: `field` for JSON,
+            `delimiter` for tables, and `sample_by` for plain text.
 
     Returns:
         The records. A record holds under `__folder__` the folder where layouts let relative paths start: the
-        `image_folder`, or the folder of the local files (the one that contains them all, if there are several). A
-        line of JSON lines is kept as text under `__line__`, and a sample of an archive is kept as its files under
-        `__files__`: so a corrupt line or sample is a record that the layout refuses, and does not end the reading.
+        `image_folder`, or the folder of the local files (the one that contains them all, if there are several), or for
+        the Hub the folder of the data set in the Hub's cache. Columns of the data set with this name or another of
+        [`mm1_hf.data.raw_records.READER_KEYS`] are removed.
+
+        A record of JSON, JSON lines, CSV or TSV is kept as JSON text under `__line__`, with every value as it was
+        written (cells of tables are texts), and a sample of an archive is kept as its files under `__files__`. What
+        cannot be read, for example a corrupt line or sample, is a record with the reason under `__error__`, which the
+        layout refuses; it does not end the reading.
 
     Raises:
         ValueError: the layout, the files, the split or the folder of the images do not exist, or the data cannot be
@@ -142,18 +160,18 @@ def _read(
     streaming: bool,
     image_folder: str | os.PathLike[str] | None,
     options: dict[str, Any],
-) -> tuple[Dataset | IterableDataset, list[dict[str, Any]]]:
-    """The records, and a list of the first ten of them."""
+) -> tuple[Dataset | IterableDataset, list[dict[str, Any] | Unusable]]:
+    """The records, and a list of the first ten of them, or of the reasons why they cannot be read."""
     source = os.fspath(path_or_id)
     root = None if image_folder is None else find_image_folder(image_folder)
     files = _local_files(source)
     try:
         if files is None:
-            dataset = _open(load_dataset_builder(source, **options), split, streaming)
-            dataset = dataset if root is None else _with_folder(dataset, root)
+            dataset = _without_reader_keys(_open(load_dataset_builder(source, **options), split, streaming))
+            dataset = _with_folder(dataset, root or _hub_folder(source))
         else:
             dataset = _open_files(files, split, streaming, root, options)
-        first = list(islice(dataset, 10))
+        first = _first_of(dataset)
     # datasets raises these errors for an empty file.
     except (StopIteration, IndexError):
         first = []
@@ -163,6 +181,23 @@ def _read(
     if not first:
         raise ValueError(f"{path_or_id} has no records in the split {split!r}. Give another split or other files.")
     return dataset, first
+
+
+def _first_of(dataset: Dataset | IterableDataset) -> list[dict[str, Any] | Unusable]:
+    if isinstance(dataset, IterableDataset):
+        return list(islice(dataset, 10))
+    first: list[dict[str, Any] | Unusable] = []
+    for index in range(min(10, len(dataset))):
+        try:
+            first.append(row_of(dataset, index, f"record {index}"))
+        except Unusable as reason:
+            first.append(reason)
+    return first
+
+
+def _hub_folder(name: str) -> str:
+    """The folder in which the Hub's cache keeps the files of a data set. Its records may name these files and no others."""
+    return os.path.join(HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}")
 
 
 def _local_files(path: str) -> dict[str, list[str]] | None:
@@ -216,23 +251,14 @@ def _open_files(
     kind = _format(files[name][0])
     if kind == "tar":
         return _with_folder(_open_archives(files[name], split, streaming, options), root or folder)
-    source = folder
+    if kind in _TEXT_FORMATS:
+        return _with_folder(_open_texts(files[name], kind, split, streaming, options), root or folder)
     options = {"data_files": files} | options
-    if kind in ("jsonl", "ndjson"):
-        source, options = "text", _LINES | options
-    elif kind == "txt":
-        options = {"sample_by": "document"} | options
-    builder = load_dataset_builder(source, **options)
+    builder = load_dataset_builder(folder, **options)
     # If the cache holds this data set already, the builder knows its features, and a stream of known features has one
     # more internal step. A position that was saved without that step could not be loaded.
     builder.info.features = options.get("features")
-    # A JSON file may be one list, which cannot be read piece by piece.
-    dataset = _open(builder, split, streaming and kind != "json")
-    if kind in ("jsonl", "ndjson"):
-        dataset = dataset.rename_column("text", LINE)
-    if streaming and isinstance(dataset, Dataset):
-        dataset = dataset.to_iterable_dataset()
-    return _with_folder(dataset, root or folder)
+    return _with_folder(_without_reader_keys(_open(builder, split, streaming)), root or folder)
 
 
 def _open(builder: DatasetBuilder, split: str, streaming: bool) -> Dataset | IterableDataset:
@@ -251,13 +277,50 @@ def _open(builder: DatasetBuilder, split: str, streaming: bool) -> Dataset | Ite
 def _open_archives(
     files: list[str], split: str, streaming: bool, options: dict[str, Any]
 ) -> Dataset | IterableDataset:
-    archives = [(file, os.stat(file).st_mtime_ns) for file in files]
+    archives = {"archives": _with_times(files)}
     if streaming:
-        return IterableDataset.from_generator(read_archives, SAMPLE_FEATURES, {"archives": archives})
-    dataset = Dataset.from_generator(read_archives, SAMPLE_FEATURES, gen_kwargs={"archives": archives}, **options)
+        return IterableDataset.from_generator(read_archives, SAMPLE_FEATURES, archives)
+    return _generated(read_archives, SAMPLE_FEATURES, archives, split, _RECORDS_AT_ONCE["tar"], options)
+
+
+def _open_texts(
+    files: list[str], kind: str, split: str, streaming: bool, options: dict[str, Any]
+) -> Dataset | IterableDataset:
+    own = {name: options[name] for name in _TEXT_FORMATS[kind] if name in options}
+    rest = {name: value for name, value in options.items() if name not in own}
+    arguments = {"files": _with_times(files), "form": "jsonl" if kind == "ndjson" else kind, **own}
+    features = TEXT_FEATURES if kind == "txt" else LINE_FEATURES
+    # A JSON file that is broken is found before any of its records is used.
+    if streaming and kind != "json":
+        return IterableDataset.from_generator(read_text_files, features, arguments)
+    dataset = _generated(read_text_files, features, arguments, split, _RECORDS_AT_ONCE["text"], rest)
+    return dataset.to_iterable_dataset() if streaming else dataset
+
+
+def _with_times(files: list[str]) -> list[tuple[str, int]]:
+    return [(file, os.stat(file).st_mtime_ns) for file in files]
+
+
+def _generated(
+    generator: Callable,
+    features: Features,
+    arguments: dict[str, Any],
+    split: str,
+    records_at_once: int,
+    options: dict[str, Any],
+) -> Dataset:
+    """The records of a generator, or the slice of them that `split` names, from the cache of `datasets`."""
+    options = {"writer_batch_size": records_at_once, **options}
+    dataset = Dataset.from_generator(generator, features, gen_kwargs=arguments, **options)
     name = split.partition("[")[0]
     (part,) = ReadInstruction.from_spec(split).to_absolute({name: len(dataset)})
     return dataset.select(range(len(dataset))[part.from_ : part.to])
+
+
+def _without_reader_keys(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Removes columns that only the reader may add: a data set must not choose the folder of its files, for example."""
+    own = [name for name in dataset.column_names or () if name in READER_KEYS]
+    return dataset.remove_columns(own) if own else dataset
 
 
 def undecoded(feature: Any) -> Any:
@@ -274,17 +337,19 @@ def undecoded(feature: Any) -> Any:
     return replace(feature, feature=undecoded(feature.feature)) if isinstance(feature, List | LargeList) else feature
 
 
-def _try_layout(records: list[dict[str, Any]], layout: Layout, layout_name: str, name: str) -> None:
+def _try_layout(records: list[dict[str, Any] | Unusable], layout: Layout, layout_name: str, name: str) -> None:
     errors = []
     for record in records:
         try:
+            if isinstance(record, Unusable):
+                raise record
             layout(record, name)
         except Unusable as error:
             errors.append(error)
     reasons = {error.reason for error in errors}
     if len(errors) < len(records):
         return
-    if reasons == {CORRUPT_ARCHIVE}:
+    if reasons <= {CORRUPT_ARCHIVE, CORRUPT_FILE}:
         raise ValueError(f"{name} cannot be read: {errors[0].detail}")
     if reasons == {WRONG_LAYOUT}:
         raise ValueError(
@@ -295,8 +360,14 @@ def _try_layout(records: list[dict[str, Any]], layout: Layout, layout_name: str,
 
 def _with_folder(dataset: Dataset | IterableDataset, folder: str) -> Dataset | IterableDataset:
     if isinstance(dataset, IterableDataset):
-        features = None if dataset.features is None else Features(dataset.features | {FOLDER: Value("string")})
-        return dataset.map(_add_folder, fn_kwargs={"folder": folder}, features=features)
+        own = {ERROR: Value("string"), FOLDER: Value("string")}
+        features = None if dataset.features is None else Features(dataset.features | own)
+        if ERROR in (dataset.features or ()):
+            return dataset.map(_add_folder, fn_kwargs={"folder": folder}, features=features)
+        tables = dataset.with_format("arrow").map(
+            with_folder, batched=True, batch_size=_ROWS_AT_ONCE, fn_kwargs={"folder": folder}, features=features
+        )
+        return tables.with_format(None)
     # The column repeats one chunk, so that the folder is not stored in memory for every record.
     chunk = pa.array([folder] * 1000)
     whole, rest = divmod(len(dataset), 1000)

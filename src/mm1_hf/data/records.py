@@ -9,12 +9,17 @@ import datasets
 import numpy as np
 from datasets.distributed import split_dataset_by_node
 
+from mm1_hf.data.documents import Unusable
+from mm1_hf.data.tables import row_of
+
 
 class Records(Protocol):
     """The records that one reader gets from a source, without end."""
 
-    def read(self) -> tuple[dict[str, Any], str]:
-        """The next record, and a description of its position for error messages."""
+    def read(self) -> tuple[dict[str, Any] | Unusable, str]:
+        """
+        The next record, or the reason why it cannot be read, and a description of its position for error messages.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,11 +71,15 @@ class _IndexedRecords:
         self.reader, self.readers = reader, readers
         self.taken = 0
 
-    def read(self) -> tuple[dict[str, Any], str]:
+    def read(self) -> tuple[dict[str, Any] | Unusable, str]:
         epoch, place = divmod(self.reader + self.readers * self.taken, len(self.dataset))
         index = int(_order(len(self.dataset), self.seed, epoch)[place])
         self.taken += 1
-        return self.dataset[index], f"record {index} of {self.name}"
+        name = f"record {index} of {self.name}"
+        try:
+            return row_of(self.dataset, index, name), name
+        except Unusable as reason:
+            return reason, name
 
     def state_dict(self) -> dict[str, Any]:
         return {"taken": self.taken}

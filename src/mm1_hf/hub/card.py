@@ -10,16 +10,17 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils.quantization_config import QuantizationMethod
 
 from mm1_hf.accounting.parameters import count_parameters
 from mm1_hf.hub.licenses import combine_licenses
-from mm1_hf.hub.repository import Repository
+from mm1_hf.hub.markdown import cell, one_line, prose, written
+from mm1_hf.hub.repository import Repository, is_hub_id
 from mm1_hf.model.configuration_mm1 import MM1Config
 from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
 from mm1_hf.training.entries import from_entries, read_entries
 from mm1_hf.training.settings import PretrainingSettings, build_recipe, load_settings
-from mm1_hf.training.streams import last_complete_checkpoint
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,9 @@ class CardDetails:
     limits: tuple[str, ...] = ()
 
 
+# Fields of an author's own sentences, which may hold Markdown.
+_PROSE = ("summary", "evaluation_notes", "hardware", "intended_use", "known_biases", "limits")
+
 # Types of the entries that are not plain values, and of the elements of the entries that are lists.
 _NESTED = {"encoder": PartDetails, "decoder": PartDetails}
 _LISTED = {"data": DataDetails, "stages": StageDetails, "evaluation": ResultDetails, "languages": str, "limits": str}
@@ -155,8 +159,9 @@ def load_details(path: str | Path) -> CardDetails:
 
     Args:
         path: path of the file. Its entries are the fields of [`CardDetails`]. `evaluation` may be the path of a file
-            with the list of results, and a stage may be `{"settings": FILE}`, where `FILE` is the settings file of a
-            run of `mm1 pretrain`. Relative paths start at the folder of this file.
+            with the list of results, or of the `results.json` of `mm1 eval`, and a stage may be `{"settings": FILE}`,
+            where `FILE` is the settings file of a run of `mm1 pretrain`. Relative paths start at the folder of this
+            file.
 
     Raises:
         ValueError: the file is neither YAML nor JSON, or has unknown, missing or wrong entries.
@@ -164,7 +169,10 @@ def load_details(path: str | Path) -> CardDetails:
     """
     values = read_entries(path)
     if isinstance(values, dict) and isinstance(values.get("evaluation"), str):
-        values["evaluation"] = read_entries(Path(path).parent / values["evaluation"])
+        file = Path(path).parent / values["evaluation"]
+        values["evaluation"] = read_entries(file)
+        if isinstance(values["evaluation"], Mapping):
+            values["evaluation"] = _measured(values["evaluation"], file)
     if isinstance(values, dict):
         for name, kind in _NESTED.items():
             if name in values:
@@ -178,6 +186,47 @@ def load_details(path: str | Path) -> CardDetails:
                     for number, each in enumerate(values[name], 1)
                 )
     return from_entries(CardDetails, values, str(path))
+
+
+def load_results(path: str | Path) -> tuple[ResultDetails, ...]:
+    """
+    Reads the scores that `mm1 eval` measured.
+
+    Args:
+        path: path of the `results.json` of a run.
+
+    Raises:
+        ValueError: the file is not one that `mm1 eval` wrote.
+        OSError: the file cannot be read.
+    """
+    return tuple(
+        from_entries(ResultDetails, each, f"{path}, score {number}")
+        for number, each in enumerate(_measured(read_entries(path), path), 1)
+    )
+
+
+def _measured(results: Any, path: str | Path) -> list[dict[str, Any]]:
+    """The scores of a run of `mm1 eval` as the entries of [`ResultDetails`]; tasks without references have none."""
+    try:
+        tasks = {name: entry["task"] for name, entry in results["tasks"].items()}
+        return [
+            {
+                "task": score["task"],
+                "dataset": (tasks[score["task"]]["data"] or [score["task"]])[0],
+                "split": tasks[score["task"]]["split"],
+                "examples": score["samples"],
+                "metric": score["metric"],
+                "value": round(float(score["score"]), 4),
+                "shots": score["shots"],
+            }
+            for score in results["scores"]
+            if score["score"] is not None
+        ]
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"{path} does not hold the results of an evaluation ({type(error).__name__}: {error}). Give the results.json "
+            "that `mm1 eval` wrote, unchanged."
+        ) from error
 
 
 def _listed(kind: type, values: Any, where: str, folder: Path) -> Any:
@@ -199,13 +248,19 @@ def pretraining_stage(settings_file: str | Path) -> StageDetails:
         OSError: a file cannot be read.
     """
     settings = load_settings(PretrainingSettings, settings_file)
-    checkpoint = last_complete_checkpoint(settings.output_dir)
-    if checkpoint is None:
+    # A run that cannot be resumed has been trained all the same.
+    logs = {
+        int(number): path
+        for path in Path(settings.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")
+        if (number := path.parent.name.rpartition("-")[2]).isdecimal()
+    }
+    if not logs:
         raise ValueError(
             f"{settings.output_dir} has no checkpoint, so the steps and the learning rate of the run are unknown. "
             f"Check output_dir in {settings_file}, or give the details of this stage instead of its settings."
         )
-    state = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    checkpoint = logs[max(logs)].parent
+    state = json.loads(logs[max(logs)].read_text(encoding="utf-8"))
     rates = [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
     if not rates:
         raise ValueError(
@@ -236,7 +291,13 @@ def model_card(repository: Repository, repo_id: str, details: CardDetails) -> Mo
 
     Returns:
         The card, with the metadata that the Hub reads: library, task, base models, data sets, licence and results.
+
+    Raises:
+        ValueError: `repo_id` is not a Hub id.
     """
+    if not is_hub_id(repo_id):
+        raise ValueError(f"{repo_id!r:.100} is not the id of a repository on the Hub. Give one, such as user/name.")
+    details = written(details, one_line)
     parts = [details.encoder, details.decoder]
     licenses = [part.license for part in parts] + [details.connector_license]
     if repository.adapter is not None:
@@ -271,11 +332,11 @@ def model_card(repository: Repository, repo_id: str, details: CardDetails) -> Mo
         template_str=_template(),
         name=name,
         repo_id=repo_id,
-        details=details,
-        license=license,
+        details=written(details, cell, **dict.fromkeys(_PROSE, prose)),
+        license=written(license, cell),
         model=None if repository.model is None else _facts(repository),
         quantized=quantized,
-        adapter=adapter,
+        adapter=None if adapter is None else _adapter_facts(adapter),
         versions=", ".join(f"{each} {version(each)}" for each in ("mm1_hf", "transformers", "torch")),
     )
 
@@ -289,7 +350,17 @@ def _template() -> str:
 
 
 def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+    return "/" in name and is_hub_id(name) and not Path(name).exists()
+
+
+def _adapter_facts(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card says of PEFT's configuration of an adapter."""
+    kind, rank = adapter.get("peft_type"), adapter.get("r")
+    return {
+        "base_model_name_or_path": adapter["base_model_name_or_path"],
+        "peft_type": cell(kind) if isinstance(kind, str) else None,
+        "r": rank if isinstance(rank, int) else None,
+    }
 
 
 def _eval_result(result: ResultDetails) -> EvalResult:

@@ -10,7 +10,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 
 from mm1_hf.hub.card import CardDetails, model_card
 from mm1_hf.hub.quantized_variant import quantize as save_quantized
-from mm1_hf.hub.repository import CARD_NAME, read_repository
+from mm1_hf.hub.repository import CARD_NAME, is_hub_id, read_repository
+from mm1_hf.reporting.printable import printable
 
 
 logger = logging.get_logger(__name__)
@@ -53,17 +54,19 @@ def push(
         The commit.
 
     Raises:
-        ValueError: files are missing, do not fit together or refer to foreign code, or the folder has a card although
-            `details` are given.
+        ValueError: `repo_id` is not a Hub id, files are missing, do not fit together or refer to foreign code, links lead
+            out of the folder, or the folder has a card although `details` are given.
         OSError: the Hub cannot be reached or refuses the push; its answer is in the message.
     """
+    if not is_hub_id(repo_id):
+        raise ValueError(f"{repo_id!r:.100} is not the id of a repository on the Hub. Give one, such as user/name.")
+    repository = read_repository(folder)
     if quantize is not None:
         with TemporaryDirectory() as variant:
             save_quantized(folder, variant, quantize)
             return push(variant, repo_id, details=details, private=private)
-    repository = read_repository(folder)
     own_card = repository.folder / CARD_NAME
-    card = own_card.read_text(encoding="utf-8") if own_card.is_file() else _UNFILLED
+    card = _read_card(own_card) if own_card.is_file() else _UNFILLED
     if _UNFILLED in card:
         card = str(model_card(repository, repo_id, details or CardDetails()))
     elif details is not None:
@@ -72,7 +75,8 @@ def push(
         )
 
     if repository.left_out:
-        logger.warning(f"These files in {repository.folder} are not published: {', '.join(repository.left_out)}.")
+        names = printable(", ".join(repository.left_out))
+        logger.warning(f"These files in {repository.folder} are not published: {names}.")
     api = HfApi()
     message = "Upload adapter" if repository.adapter else "Upload model"
     try:
@@ -94,10 +98,17 @@ def push(
         return api.create_commit(repo_id, operations, commit_message=message, parent_commit=before.sha)
     except _TRANSPORT_ERROR as error:
         raise OSError(
-            f"{api.endpoint} cannot be reached: {error or type(error).__name__}. Push again later."
+            f"{api.endpoint} cannot be reached: {str(error) or type(error).__name__}. Push again later."
         ) from error
     except RuntimeError as error:
         # huggingface_hub raises a RuntimeError if the upload of a file fails.
         raise OSError(
             f"{error}: {error.__cause__}. Push again: files that have arrived are not uploaded twice."
         ) from error
+
+
+def _read_card(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}. Write it again, or remove it.") from error

@@ -1,12 +1,15 @@
 """A saved model as a repository on the Hub: finds the files that belong to it, and checks that they fit together."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -37,6 +40,9 @@ _COMPANIONS = (
     "LICENSE",
     "NOTICE",
 )
+_PUBLISHED = {CARD_NAME, CONFIG_NAME, ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, *_COMPANIONS}
+# A folder of further chat templates, which transformers reads, but which is not published.
+_TEMPLATES = "additional_chat_templates"
 # Without these entries in `auto_map`, the model could not be loaded without mm1_hf.
 _AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForImageTextToText")
 
@@ -72,10 +78,11 @@ def read_repository(folder: str | Path) -> Repository:
         folder: folder of a model that was saved with its processor, or of an adapter that was saved by PEFT.
 
     Raises:
-        ValueError: files are missing, do not fit together or refer to foreign code.
+        ValueError: files are missing, do not fit together, refer to foreign code, or are links that lead out of the folder.
         OSError: a file cannot be read.
     """
     folder = Path(folder)
+    _check_files(folder)
     if (folder / ADAPTER_CONFIG_NAME).is_file():
         return _read_adapter(folder)
     if not (folder / CONFIG_NAME).is_file():
@@ -83,7 +90,7 @@ def read_repository(folder: str | Path) -> Repository:
             f"{folder} holds neither {CONFIG_NAME} nor {ADAPTER_CONFIG_NAME}. Give the folder of a model, saved with "
             "model.save_pretrained and processor.save_pretrained, or of an adapter."
         )
-    config = _read_json(folder / CONFIG_NAME)
+    config = _read_object(folder / CONFIG_NAME)
     if config.get("model_type") != MM1Config.model_type:
         raise ValueError(
             f"{folder} holds a model of type {config.get('model_type')!r}, but only models of type 'mm1' can be "
@@ -94,10 +101,34 @@ def read_repository(folder: str | Path) -> Repository:
     model, processor = _load_skeleton(folder)
     _check_parts(model, processor)
 
-    found = {name: folder / name for name in names}
+    found = {name: _real(folder / name) for name in names}
     # The code of the installed version, with which the model was just built, even if another version saved the folder.
     found |= {name: cast(Path, files("mm1_hf.model") / name) for name in MODEL_FILES}
     return Repository(folder, found, _left_out(folder, found), model, processor)
+
+
+def _check_files(folder: Path) -> None:
+    """
+    Refuses links to files outside of the folder, which would be published without being seen, and what is neither a file nor
+    a folder, which might never end. In a folder of the Hub's cache, the files are links to the contents beside it.
+    """
+    home = folder.resolve()
+    inside = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+    for path in (*folder.iterdir(), *(folder / _TEMPLATES).glob("*")):
+        target = path.resolve()
+        is_published = path.name in _PUBLISHED or path.suffix == ".safetensors"
+        if is_published and not any(target.is_relative_to(each) for each in inside):
+            raise ValueError(
+                f"{path} is a link to {target}, outside of the folder, and would be published. Replace it by a copy of the "
+                "file, or remove it."
+            )
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ValueError(f"{path} is neither a file nor a folder. Remove it.")
+
+
+def _real(path: Path) -> Path:
+    """Where a link leads, so that nothing else is published if it is changed after it was checked."""
+    return path.resolve() if path.is_symlink() else path
 
 
 def _load_skeleton(folder: Path) -> tuple[MM1ForConditionalGeneration, MM1Processor]:
@@ -127,8 +158,15 @@ def _load_skeleton(folder: Path) -> tuple[MM1ForConditionalGeneration, MM1Proces
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}. Save the model again.") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = _read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds {value!r:.100}, but must hold a JSON object. Save the model again.")
+    return value
 
 
 def _weights(folder: Path) -> list[str]:
@@ -140,7 +178,16 @@ def _weights(folder: Path) -> list[str]:
             f"{folder} holds no safetensors weights. Other formats are not published, because they may run code when "
             "they are loaded. Load the model and save it with save_pretrained."
         )
-    shards = sorted(set(_read_json(folder / SAFE_WEIGHTS_INDEX_NAME)["weight_map"].values()))
+    shards = _read_object(folder / SAFE_WEIGHTS_INDEX_NAME).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ValueError(f"{folder / SAFE_WEIGHTS_INDEX_NAME} names no weights. Save the model again.")
+    for name in shards.values():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name, re.ASCII):
+            raise ValueError(
+                f"{SAFE_WEIGHTS_INDEX_NAME} names the file {name!r:.100}, but weights must be *.safetensors files in the "
+                "same folder. Save the model again."
+            )
+    shards = sorted(set(shards.values()))
     if missing := [name for name in shards if not (folder / name).is_file()]:
         raise ValueError(
             f"{SAFE_WEIGHTS_INDEX_NAME} names files that {folder} does not hold: {_first(missing)}. Save the model "
@@ -166,7 +213,7 @@ def _check_code(folder: Path, names: list[str], config: dict[str, Any]) -> None:
         for auto_map in _auto_maps(_read_json(folder / name)):
             for references in auto_map.values():
                 for reference in references if isinstance(references, list) else [references]:
-                    if reference is not None and reference.split(".")[0] not in modules:
+                    if reference is not None and str(reference).split(".")[0] not in modules:
                         raise ValueError(
                             f"{folder / name} refers to the code {reference!r}, which is not part of MM1 and is not "
                             "published with it. Remove the reference from auto_map."
@@ -216,9 +263,9 @@ def _check_parts(model: MM1ForConditionalGeneration, processor: MM1Processor) ->
 
 
 def _read_adapter(folder: Path) -> Repository:
-    config = _read_json(folder / ADAPTER_CONFIG_NAME)
+    config = _read_object(folder / ADAPTER_CONFIG_NAME)
     base = config.get("base_model_name_or_path")
-    if not base:
+    if not base or not isinstance(base, str):
         raise ValueError(
             f"{folder / ADAPTER_CONFIG_NAME} does not name its base model. Set base_model_name_or_path to its Hub id."
         )
@@ -227,11 +274,30 @@ def _read_adapter(folder: Path) -> Repository:
             f"The adapter's base model is the local folder {base}, which others cannot load. Publish the base model, "
             f"and set base_model_name_or_path in {folder / ADAPTER_CONFIG_NAME} to its Hub id."
         )
+    if not is_hub_id(base):
+        raise ValueError(
+            f"{folder / ADAPTER_CONFIG_NAME} names the base model {base!r:.100}, which is not a Hub id. Set "
+            "base_model_name_or_path to one, such as user/name."
+        )
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ValueError(f"{folder} holds no {ADAPTER_WEIGHTS}. Save the adapter with save_pretrained.")
     names = [ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS, *(name for name in _COMPANIONS if (folder / name).is_file())]
-    found = {name: folder / name for name in names}
+    found = {name: _real(folder / name) for name in names}
     return Repository(folder, found, _left_out(folder, found), adapter=config)
+
+
+def is_hub_id(name: str) -> bool:
+    """
+    Whether a name can be that of a repository on the Hub.
+
+    Args:
+        name: the name, such as `"user/name"`.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name, re.ASCII) is not None
 
 
 def _left_out(folder: Path, found: dict[str, Path]) -> tuple[str, ...]:

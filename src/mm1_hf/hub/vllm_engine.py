@@ -29,7 +29,8 @@ def serve_with_vllm(model: str, options: Sequence[str]) -> None:
 
 def vllm_arguments(model: str, options: Sequence[str]) -> list[str]:
     """
-    The arguments of the Python interpreter that start vLLM's server.
+    The arguments of the Python interpreter that start vLLM's server, which listens on this machine's own address unless
+    `--host` names another.
 
     vLLM keeps each image as it was processed, and reuses it in other requests. But how an image is split may depend on
     the other images of its request; for a model that splits images, this reuse is turned off.
@@ -41,4 +42,7 @@ def vllm_arguments(model: str, options: Sequence[str]) -> list[str]:
     arguments = ["-m", "vllm.entrypoints.cli.main", "serve", model]
     if AutoProcessor.from_pretrained(model).image_processor.image_splitting != "none":
         arguments += ["--mm-processor-cache-gb", "0", "--no-enable-prefix-caching"]
+    if not any(option.partition("=")[0] == "--host" for option in options):
+        # vLLM listens on all addresses by default.
+        arguments += ["--host", "localhost"]
     return [*arguments, *options]

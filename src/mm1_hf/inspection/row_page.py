@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mm1_hf.inspection.rows import InspectedRow, Position, Reading, Tile
 from mm1_hf.reporting.page import data_uri, write_html
+from mm1_hf.reporting.printable import printable
 
 
 # One hue for each example of a row, so that neighbours have different colours.
@@ -21,11 +22,12 @@ def write_page(path: Path, row: InspectedRow) -> None:
         path: where to write the HTML file; missing folders are created.
         row: the row to show.
     """
-    sections = [f"<h1>{escape(row.title)}</h1>\n{_summary(row)}"]
+    title = printable(row.title)
+    sections = [f"<h1>{escape(title)}</h1>\n{_summary(row)}"]
     if row.images:
         sections.append(f"<h2>What the encoder sees</h2>\n{_images(row)}")
     sections += [_reading(row, reading) for reading in row.readings]
-    write_html(path, row.title, sections, _STYLE)
+    write_html(path, title, sections, _STYLE)
 
 
 def _summary(row: InspectedRow) -> str:
@@ -72,7 +74,7 @@ def _tile(row: InspectedRow, number: int, tile: Tile) -> str:
 def _reading(row: InspectedRow, reading: Reading) -> str:
     positions = reading.positions
     learned = sum(place.learned for place in positions)
-    warnings = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in reading.warnings)
+    warnings = "".join(f'<p class="warning">{escape(printable(warning))}</p>' for warning in reading.warnings)
     blocks = []
     start = 0
     for segment, members in groupby(positions, lambda place: place.segment):
@@ -118,7 +120,9 @@ def _segment(row: InspectedRow, segment: int, block: list[Position], start: int)
     if not segment:
         learned = sum(place.learned for place in block)
         return f'<p class="padding{" wrong" if learned else ""}">{len(block):,} positions of padding</p>'
-    name = "" if len(row.segments) == 1 else f"<h3>example {segment} &middot; {escape(row.segments[segment - 1])}</h3>"
+    name = ""
+    if len(row.segments) > 1:
+        name = f"<h3>example {segment} &middot; {escape(printable(row.segments[segment - 1]))}</h3>"
     return (
         f'<div class="segment" style="--hue:{_hue(segment)}">{name}<div class="tokens">'
         f"{''.join(_tokens(row, block, start))}</div></div>"
@@ -143,7 +147,7 @@ def _tokens(row: InspectedRow, block: list[Position], start: int) -> Iterator[st
 
 
 def _token(place: Position, index: int) -> str:
-    text = escape(place.text).replace("\n", '<i class="newline">&#8629;</i>\n') or "&empty;"
+    text = escape(printable(place.text, keep="\n")).replace("\n", '<i class="newline">&#8629;</i>\n') or "&empty;"
     target = f"label {place.label}" if place.learned else "not a target"
     title = f"position {index}, token {place.token_id}, {target}"
     return f'<span class="t {_class(place)}" title="{title}">{text}</span>'

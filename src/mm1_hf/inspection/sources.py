@@ -9,13 +9,18 @@ from typing import Any, Literal, cast
 import torch
 from transformers import AutoConfig, AutoProcessor
 
-from mm1_hf.data.chats import IMAGE_KEYS, Chat, images_of
+from mm1_hf.data.chats import Chat, Conversation, read_conversation
 from mm1_hf.data.collation import MM1Collator
-from mm1_hf.data.documents import Document, Unusable
+from mm1_hf.data.documents import Document, ImagePart, Unusable
 from mm1_hf.data.examples import ChatEncoder, Example, ExampleEncoder
-from mm1_hf.data.layouts import FOLDER, LAYOUTS, image_of_part, unwrapped
+from mm1_hf.data.layouts import LAYOUTS
+from mm1_hf.data.media import given_image, require_read
+from mm1_hf.data.messages import Message, image_columns
 from mm1_hf.data.packing import build_row
+from mm1_hf.data.raw_records import unwrapped
 from mm1_hf.data.readers import read, read_records
+from mm1_hf.data.tables import row_of
+from mm1_hf.data.wall import around_record
 from mm1_hf.inspection.rows import InspectedRow, RowImage, read_tiles, read_tokens
 from mm1_hf.model.processing_mm1 import MM1Processor
 from mm1_hf.model.tiling import image_layout, sample_layouts
@@ -39,8 +44,9 @@ def inspect_chat(
 
     Args:
         processor: the model's processor.
-        example: record with `messages`, with `prompt` and `completion`, or with `text`. Its images, if it has any, are
-            in `images` or in the parts of its messages.
+        example: record with `messages`, with `prompt` and `completion`, with another form of
+            [`mm1_hf.data.chats.FORMS`], or with `text`. Its images, if it has any, are in `images`, in `image` or in the
+            parts of its messages.
         title: where the example comes from.
         labels: `"trl"` shows the labels of TRL's collator with its default settings, beside those of [`MM1Collator`].
 
@@ -74,26 +80,32 @@ def inspect_chat(
 
 
 def _gathered(example: Mapping[str, Any], title: str) -> dict[str, Any]:
-    """Returns the example with all its images in `images`, in reading order, and none in the parts of its messages."""
-    beside, images = iter(images_of(example)), []
-    columns = {name: value for name, value in example.items() if name not in ("image", FOLDER)}
-    for name in ("messages", "prompt", "completion"):
-        if not isinstance(example.get(name), list):
-            continue
-        columns[name] = []
-        for message in example[name]:
-            content = message.get("content") if isinstance(message, Mapping) else None
-            if isinstance(content, list):
-                parts = []
-                for part in content:
-                    if isinstance(part, Mapping) and part.get("type") == "image":
-                        own = {key: part[key] for key in IMAGE_KEYS if part.get(key) is not None}
-                        images += [image_of_part(own, example, title).load()] if own else islice(beside, 1)
-                        part = {"type": "image"}
-                    parts.append(part)
-                message = {**message, "content": parts}
-            columns[name].append(message)
-    return columns | {"images": [*images, *beside]}
+    """The example in TRL's columns, with all its images in `images`, in reading order, and in no part of its messages."""
+    chat = read_conversation(example, title)
+    if chat is None:
+        images = image_columns(example, title)
+        require_read(example, ("text", "images", "image"), len(images), title)
+        columns = {"text": example["text"]} if "text" in example else dict(example)
+    else:
+        images = [part["image"] for message in chat.messages for part in message["content"] if "image" in part]
+        columns = _columns(chat) | ({"tools": chat.tools} if chat.tools else {})
+    return columns | {"images": [_opened(given_image(image, example, title)) for image in images]}
+
+
+def _columns(chat: Conversation) -> dict[str, list[Message]]:
+    messages = [
+        {**message, "content": [{k: v for k, v in part.items() if k != "image"} for part in message["content"]]}
+        for message in chat.messages
+    ]
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(answers) > chat.given_turns and (chat.given_turns or chat.form == "prompt and completion"):
+        begin = answers[chat.given_turns]
+        return {"prompt": messages[:begin], "completion": messages[begin:]}
+    return {"messages": messages}
+
+
+def _opened(image: Any) -> Any:
+    return ImagePart(image).load() if isinstance(image, bytes | str) else image
 
 
 def _copied(example: dict[str, Any]) -> dict[str, Any]:
@@ -198,25 +210,15 @@ def inspect_data(
         records = read(data, layout, split=split, image_folder=image_folder)
         return inspect_document(processor, LAYOUTS[layout](_record(records, row, data), title))
     records = read_records(data, split=split, image_folder=image_folder)
-    record = dict(unwrapped(_record(records, row, data), title))
-    given = record.pop("image", None) if "images" not in record else record.pop("images")
-    given = [] if given is None else given if isinstance(given, list) else [given]
-    record["images"] = [image_of_part({"image": image}, record, title).load() for image in given]
-    return inspect_chat(processor, _without_empty(record), title, labels)
+    with around_record(title):
+        return inspect_chat(processor, unwrapped(_record(records, row, data), title), title, labels)
 
 
 def _record(records: Any, row: int, data: str | Path) -> Mapping[str, Any]:
-    found = next(islice(records, row, None), None)
-    if found is None:
+    if not 0 <= row < len(records):
         raise ValueError(f"{data} has no row {row}; it has {len(records)} row(s), counted from 0.")
-    return found
-
-
-def _without_empty(value: Any) -> Any:
-    """Removes `None` entries, which tables add to give all parts the same columns: a text part has no `image`."""
-    if isinstance(value, dict):
-        return {name: _without_empty(entry) for name, entry in value.items() if entry is not None}
-    return [_without_empty(entry) for entry in value] if isinstance(value, list) else value
+    # The rows before it may be ones that cannot be read.
+    return row_of(records, row, f"row {row} of {data}")
 
 
 def inspect_mixture(settings: RunSettings, row: int = 0) -> InspectedRow:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from mm1_hf.inspection.rows import InspectedRow, Position, Reading
+from mm1_hf.reporting.printable import printable
 
 
 _STYLES = {
@@ -19,9 +20,6 @@ _STYLES = {
     "wrong": "97;41",
     "warning": "31",
 }
-
-# Control characters of a data set must not reach the terminal; their symbols are shown instead.
-_CONTROL = {code: chr(0x2400 + code) for code in range(32) if code != 10} | {127: "\u2421"}
 
 
 def render(row: InspectedRow, *, colour: bool) -> str:
@@ -113,10 +111,11 @@ def _run(row: InspectedRow, run: list[Position]) -> tuple[str, str, bool]:
         return f"<image {tile.image}: {tile.name} x{len(run)}>", style, False
     if kind == "padding":
         return f"<{len(run):,} of padding>", style, False
-    return "".join(place.text for place in run).translate(_CONTROL), style, kind == "text"
+    return "".join(place.text for place in run), style, kind == "text"
 
 
 def _styled(text: str, style: str, colour: bool) -> str:
+    text = printable(text)
     if not colour:
         return f"⟦{text}⟧" if style in ("learned", "wrong") else text
     code = _STYLES[style]
@@ -138,6 +137,7 @@ class _Flow:
         self.used = 0
 
     def add(self, text: str, style: str, breakable: bool = True) -> None:
+        text = printable(text, keep="\n")
         for word in re.findall(r"\n|[^\S\n]+|\S+", text) if breakable else [text]:
             if word == "\n":
                 self.rows.append([])

@@ -17,7 +17,8 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from .image_inputs import fetch_images, image_shapes, to_uint8_pixels
+from .image_inputs import fetch_images
+from .image_pixels import image_shapes, to_uint8_pixels
 from .tiling import ImageLayout, TilingConfig, image_layout, place_in_canvas, sample_layouts
 
 
@@ -87,8 +88,13 @@ class MM1ImageProcessor(BaseImageProcessor):
     In a nested list of images, each inner list holds the images of one sample and may be empty; in a flat list, every
     image is a sample of one image. The difference matters because images are split only in samples of few images.
 
+    Images are given as Pillow images, arrays, tensors, the bytes of a file, paths, URLs or base64, or undecoded images
+    of `datasets`. Which files are read, and up to which size, is said in `image_files.py`; what of the web is, in
+    `fetching.py`.
+
     Images are resized as 8-bit pixels. Float images must lie in 0..1 and are first converted to 8 bits by rounding
-    `255 * x`. Transparent pixels are blended with white, as in transformers. With `do_resize=False` no image is split,
+    `255 * x`. Pillow images of 16 bits, and PGM files, are divided by 257. Transparent pixels are blended with white, as
+    in transformers. With `do_resize=False` no image is split,
     and every image must already have the size of a tile.
 
     The settings are those of `MM1ImageProcessorKwargs`; each of them can also be passed to a call. `size` is the size

@@ -26,6 +26,7 @@ from .foreign_decoders import (
     num_experts,
     require_packed_path,
 )
+from .generation import ImageGenerationMixin, image_embeddings, mismatch
 from .losses import live_targets
 from .modeling_mm1_text import (
     MM1CausalLMOutput,
@@ -45,8 +46,8 @@ from .segments import (
     segment_positions,
     segments_from_positions,
 )
-from .versions import CACHE, takes_cache
-from .vision import build_vision_tower, encode, normalize_levels
+from .versions import CACHE, is_paged, takes_cache
+from .vision import build_vision_tower, encode, normalize_levels, require_tiles
 
 
 @dataclass
@@ -167,9 +168,11 @@ class MM1Model(MM1PreTrainedModel):
             The encoder's output, with the image tokens `(tiles, num_tokens, hidden)` as its `pooler_output`.
 
         Raises:
-            ValueError: the tiles are not a square grid of whole patches; their resolution is not the configured one,
+            ValueError: `pixel_values` are not tiles of as many channels as the encoder takes, in floating point or uint8;
+                the tiles are not a square grid of whole patches; their resolution is not the configured one,
                 although the connector keeps every patch; or they are uint8, but the configuration has no `pixel_mean`.
         """
+        require_tiles(pixel_values, self.config.vision_config)
         connector_config = self.config.connector_config
         if pixel_values.shape[0] == 0:
             # Some encoders fail on a batch of 0 tiles.
@@ -219,18 +222,11 @@ class MM1Model(MM1PreTrainedModel):
         if input_ids is not None:
             mask = input_ids == self.config.image_token_id
         else:
-            inputs_embeds = cast(torch.Tensor, inputs_embeds)
-            image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
-            mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
+            mask = image_embeddings(self, cast(torch.Tensor, inputs_embeds))
         count = mask.sum()
-        # TRL recognises this error by its first words, so keep them.
         torch_compilable_check(
             count == num_features,
-            lambda: (
-                f"Image features and image tokens do not match, tokens: {count}, features: {num_features}. Every tile "
-                f"of pixel_values needs {self.config.connector_config.num_tokens} image tokens in the text. Build "
-                "text and tiles together with the model's processor, and do not truncate the text afterwards."
-            ),
+            lambda: mismatch(count, num_features, self.config.connector_config.num_tokens),
         )
         return mask
 
@@ -267,7 +263,8 @@ class MM1Model(MM1PreTrainedModel):
             kwargs: further arguments of the decoder, such as `output_hidden_states`.
 
         Raises:
-            ValueError: the number of placeholder tokens does not match that of the tiles; both or neither of
+            ValueError: [`MM1Model.get_image_features`] refuses the tiles; the number of placeholder tokens does not match
+                that of the tiles; both or neither of
                 `input_ids` and `inputs_embeds` are given, or both `pixel_values` and `mm_encoder_outputs`;
                 `segment_ids` have another shape than the tokens, or are given with a filled cache, with an
                 `attention_mask` that marks more than padding or to a decoder that cannot keep segments apart;
@@ -284,8 +281,10 @@ class MM1Model(MM1PreTrainedModel):
                 "one process per GPU instead, with torchrun or accelerate launch."
             )
 
-        if pixel_values is not None and pixel_values.shape[0] == 0:
-            pixel_values = None
+        if pixel_values is not None:
+            # Before the tiles are counted.
+            require_tiles(pixel_values, self.config.vision_config)
+            pixel_values = pixel_values if len(pixel_values) else None
         # A serving engine would end with the error of a search without images, whatever one of its users has written.
         is_prefill = begins_rows(past_key_values) and not keeps_own_cache(self.language_model)
         num_features = 0
@@ -378,7 +377,7 @@ class MM1Model(MM1PreTrainedModel):
         }
 
 
-class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, GenerationMixin):
+class MM1ForConditionalGeneration(MM1PreTrainedModel, ImageGenerationMixin, NextTokenHeadMixin, GenerationMixin):
     """
     MM1 with its language-model head, for text with images anywhere in it: it predicts the next token and generates
     answers and captions.
@@ -425,30 +424,6 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
             pixel_values, kwargs: same as in [`MM1Model.get_image_features`], and so are the output and the errors.
         """
         return self.model.get_image_features(pixel_values, **kwargs)
-
-    def generate(self, *args: Any, pixel_values: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """Same as transformers' `generate`, but leaves out `pixel_values` that are None or hold 0 tiles: transformers
-        would pass them to the encoder."""
-        if pixel_values is not None and pixel_values.shape[0] > 0:
-            kwargs["pixel_values"] = pixel_values
-        return super().generate(*args, **kwargs)
-
-    def _expand_inputs_for_generation(self, expand_size: int = 1, input_ids: Any = None, **model_kwargs: Any) -> Any:  # ty: ignore[incompatible-method-override]
-        # Up to 5.17 transformers repeats `pixel_values` tile by tile, for beams and several answers, which would give a
-        # row the tiles of another. Later releases encode images before, and repeat what each row has. Can go when one of
-        # them is the oldest release of the range.
-        tiles = model_kwargs.pop("pixel_values", None)
-        repeated = None
-        if tiles is not None and expand_size > 1:
-            places = (input_ids == self.config.image_token_id).sum(dim=1) // self.config.connector_config.num_tokens
-            rows = tiles.split(places.tolist())
-            repeated = torch.cat([row for row in rows for _ in range(expand_size)])
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(  # ty: ignore[invalid-argument-type] -- see generate
-            expand_size=expand_size, input_ids=input_ids, **model_kwargs
-        )
-        if tiles is not None:
-            model_kwargs["pixel_values"] = tiles if repeated is None else repeated
-        return input_ids, model_kwargs
 
     def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """Changes the logits as transformers' causal language model of this decoder does after its head: Cohere and
@@ -563,6 +538,9 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
             if isinstance(text_config, MM1TextConfig):
                 aux_loss = weighted_router_loss(text_config, outputs.router_logits, token_mask)
             else:
+                if token_mask is not None:
+                    # transformers' loss divides by the number of tokens that count, and one without any would be NaN.
+                    token_mask = torch.where(token_mask.any(), token_mask, torch.ones_like(token_mask))
                 balance = load_balancing_loss_func(
                     outputs.router_logits, num_experts(text_config), text_config.num_experts_per_tok, token_mask
                 )
@@ -586,7 +564,9 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, NextTokenHeadMixin, Genera
 def begins_rows(past_key_values: Cache | None) -> bool:
     """Whether no tokens precede these. A static cache keeps its length on the device, where compiled code cannot read
     it; compiled code with such a cache only decodes, so the answer is then False."""
-    length = 0 if past_key_values is None else past_key_values.get_seq_length()
+    if past_key_values is None or is_paged(past_key_values):
+        return True
+    length = past_key_values.get_seq_length()
     if isinstance(length, torch.Tensor) and torch.compiler.is_compiling():
         return False
     return bool(length == 0)

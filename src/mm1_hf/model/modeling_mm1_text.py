@@ -189,7 +189,8 @@ class MM1TextAttention(nn.Module):
         cos, sin = (angles.unsqueeze(1) for angles in position_embeddings)
         query, key = rotate(query.transpose(1, 2), cos, sin), rotate(key.transpose(1, 2), cos, sin)
         if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+            # The cache of transformers' continuous batching changes the arguments of the attention.
+            key, value = past_key_values.update(key, value, self.layer_idx, kwargs=kwargs)
 
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -567,9 +568,12 @@ class NextTokenHeadMixin:
         if targets is None:
             return logits, None, 1.0
         live = targets.tokens.numel()
-        num_items = max(live, 1) if num_items_in_batch is None else num_items_in_batch
+        # A batch without a target has the loss 0, not 0 / 0, which would make all weights NaN.
+        num_items = live if num_items_in_batch is None else num_items_in_batch
         if isinstance(num_items, torch.Tensor):
-            num_items = num_items.to(hidden_states.device)
+            num_items = num_items.to(hidden_states.device).clamp(min=1)
+        else:
+            num_items = max(num_items, 1)
         if logits is not None and isinstance(logits_to_keep, int) and logits_to_keep == 0:
             live_logits = logits.flatten(0, 1)[targets.index]
         else:
@@ -593,8 +597,29 @@ class NextTokenHeadMixin:
             )
         super()._validate_model_kwargs(model_kwargs)  # ty: ignore[missing-attribute] -- GenerationMixin's
 
-    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
-        model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # ty: ignore[missing-attribute] -- as above
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        next_sequence_length: int | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """
+        Args:
+            input_ids, next_sequence_length, attention_mask, inputs_embeds, is_first_iteration, kwargs:
+                as transformers' method takes them. `generate()` looks for these names in the signature: without
+                `inputs_embeds` it refuses embeddings.
+        """
+        model_inputs = super().prepare_inputs_for_generation(  # ty: ignore[missing-attribute] -- as above
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
         # CODEPATH: sparse presets if a capacity is configured; no published preset configures one.
         if getattr(self.config.get_text_config(), "expert_capacity_factor", None) is not None:
             # With a limit, second choices come after the first choices of later tokens. Each new token could then

@@ -1,18 +1,24 @@
 """The processor of MM1, which turns text and images into model inputs, and chats into text."""
 
-from typing import Any
+import inspect
+from collections.abc import Mapping
+from typing import Any, cast
 
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.utils import get_json_schema
 
 from .assistant_masks import apply_with_masks
+from .chat_media import require_placed
+from .chat_text import keep_as_text, keep_values, plain_texts
 from .image_processing_mm1 import MM1ImageProcessorKwargs
 from .tiling import placeholder_text
 from .versions import ALIGNS_ASSISTANT_MASKS
 
 
-# ChatML. The generation marks enclose the assistant's messages and their end tokens: only these are trained on.
+# ChatML, with tools, their calls and reasoning as Qwen's models write them. The generation marks enclose the assistant's
+# messages and their end tokens: only these are trained on.
 CHAT_TEMPLATE = """\
 {%- macro render(content) -%}
     {%- if content is string -%}
@@ -29,13 +35,49 @@ CHAT_TEMPLATE = """\
         {%- endfor -%}
     {%- endif -%}
 {%- endmacro -%}
+{%- macro call(tool_call) -%}
+    {%- set function = tool_call.function or tool_call -%}
+    {{- '<tool_call>\\n{"name": ' ~ function.name | tojson ~ ', "arguments": ' -}}
+    {{- function.arguments if function.arguments is string else (function.arguments or {}) | tojson -}}
+    {{- '}\\n</tool_call>' -}}
+{%- endmacro -%}
+{%- macro write(message) -%}
+    {%- set reasoning = message.reasoning_content or message.reasoning or message.thinking -%}
+    {%- if reasoning -%}
+        {{- '<think>\\n' ~ reasoning ~ '\\n</think>\\n\\n' -}}
+    {%- endif -%}
+    {%- set content = render(message.content) if message.content else '' -%}
+    {{- content -}}
+    {%- for tool_call in message.tool_calls or [] -%}
+        {{- '\\n' if content or not loop.first -}}
+        {{- call(tool_call) -}}
+    {%- endfor -%}
+{%- endmacro -%}
+{%- if tools -%}
+    {{- '<|im_start|>system\\n' -}}
+    {%- if messages[0].role == 'system' -%}
+        {{- render(messages[0].content) ~ '\\n\\n' -}}
+    {%- endif -%}
+    {{- '# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n\\n' -}}
+    {{- 'You are provided with function signatures within <tools></tools> XML tags:\\n<tools>' -}}
+    {%- for tool in tools -%}
+        {{- '\\n' ~ tool | tojson -}}
+    {%- endfor -%}
+    {{- '\\n</tools>\\n\\nFor each function call, return a json object with function name and arguments within ' -}}
+    {{- '<tool_call></tool_call> XML tags:\\n<tool_call>\\n{"name": <function-name>, "arguments": ' -}}
+    {{- '<args-json-object>}\\n</tool_call><|im_end|>\\n' -}}
+{%- endif -%}
 {%- for message in messages -%}
-    {{- '<|im_start|>' ~ message.role ~ '\\n' -}}
     {%- if message.role == 'assistant' -%}
-        {%- generation -%}{{- render(message.content) ~ '<|im_end|>' -}}{%- endgeneration -%}
+        {{- '<|im_start|>assistant\\n' -}}
+        {%- generation -%}{{- write(message) ~ '<|im_end|>' -}}{%- endgeneration -%}
         {{- '\\n' -}}
-    {%- else -%}
-        {{- render(message.content) ~ '<|im_end|>\\n' -}}
+    {%- elif message.role == 'tool' -%}
+        {{- '' if loop.previtem and loop.previtem.role == 'tool' else '<|im_start|>user' -}}
+        {{- '\\n<tool_response>\\n' ~ render(message.content) ~ '\\n</tool_response>' -}}
+        {{- '' if loop.nextitem and loop.nextitem.role == 'tool' else '<|im_end|>\\n' -}}
+    {%- elif not (tools and loop.first and message.role == 'system') -%}
+        {{- '<|im_start|>' ~ message.role ~ '\\n' ~ render(message.content) ~ '<|im_end|>\\n' -}}
     {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
@@ -43,9 +85,7 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
-# Keys of a content part whose values are names or data of a file, rather than text for the model.
-_MEDIA_KEYS = frozenset({"image", "url", "path", "base64"})
-_ZERO_WIDTH_SPACE = "\u200b"
+_CHAT_ARGUMENTS = frozenset(inspect.signature(ProcessorMixin.apply_chat_template).parameters)
 
 
 class MM1ProcessorKwargs(ProcessingKwargs, total=False):
@@ -116,6 +156,9 @@ class MM1Processor(ProcessorMixin):
             )
         if chat_template is None:
             chat_template = CHAT_TEMPLATE.replace("<image>", image_token)
+            # Where the tokenizer begins every text with its token for beginnings, a chat begins with it too.
+            if tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+                chat_template = "{{- bos_token -}}\n" + chat_template
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def __call__(
@@ -134,7 +177,8 @@ class MM1Processor(ProcessorMixin):
                 flat list is a sample of one image.
             text:
                 One text or a list of texts. Special tokens that are spelt in a text, such as `image_token`, are read
-                as these tokens. Text that users wrote should go through [`~MM1Processor.apply_chat_template`], which
+                as these tokens. Texts that all begin with the tokenizer's token for beginnings are given no second
+                one. Text that users wrote should go through [`~MM1Processor.apply_chat_template`], which
                 reads special tokens spelt there as plain text.
             kwargs: arguments of the tokenizer and of the image processor.
 
@@ -146,6 +190,18 @@ class MM1Processor(ProcessorMixin):
             ValueError: a sample does not have one image for each `image_token`, or truncation would cut it inside the
                 tokens of an image.
         """
+        begin = self.tokenizer.bos_token
+        given = [text] if isinstance(text, str) else text
+        settings = {**kwargs, **kwargs.get("text_kwargs", {})}
+        if (
+            begin
+            and "add_special_tokens" not in settings
+            and isinstance(given, list)
+            and given
+            and all(isinstance(sample, str) and sample.startswith(begin) for sample in given)
+        ):
+            # A chat that was rendered as text begins with this token already.
+            kwargs |= cast(Any, {"add_special_tokens": False})
         return super().__call__(images=images, text=text, **kwargs)
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
@@ -181,9 +237,12 @@ class MM1Processor(ProcessorMixin):
         Checks the arguments of a call.
 
         Raises:
-            ValueError: neither text nor images are given, `text` is neither a string nor a list of strings, or a text
-                contains `image_token` although no images are given.
+            ValueError: neither text nor images are given, `text` is neither a string nor a list of strings, a text
+                contains `image_token` although no images are given, or there are videos or sounds.
         """
+        for name, given in (("videos", videos), ("audio", audio)):
+            if given is not None:
+                raise ValueError(f"MM1 reads text and images, but was given {name}. Leave it out, or pass frames as images.")
         if images is None and text is None:
             raise ValueError("Neither text nor images were given. Pass text, images or both.")
         if text is None:
@@ -244,51 +303,61 @@ class MM1Processor(ProcessorMixin):
         Renders a chat as text, or with `tokenize=True` as model inputs. See
         [`~transformers.ProcessorMixin.apply_chat_template`] for the arguments.
 
-        The text of a message can never become an image or a control token: where it spells a special token, a
-        zero-width space is inserted into the spelling, with and without `tokenize`. Images are separate content parts,
-        `{"type": "image", ...}`.
+        The text of a message, and of tools and other values for the template, can never become an image or a control
+        token: where it spells one, a zero-width space is inserted into the spelling, with and without `tokenize`. All
+        other text stays as it is written. [`~mm1_hf.model.chat_text`] says which tokens these are. Images are separate
+        content parts, `{"type": "image", ...}`.
+
+        With `tokenize=True` the tokenizer adds no special tokens to those of the template, as
+        `tokenizer.apply_chat_template` does not either.
+
+        Raises:
+            ValueError: an image, a video, a sound or a tool would not be in the prompt.
         """
-        tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
-        # Tokens of white space are not control tokens, and nothing can be inserted into a single character.
-        tokens = [token for token in tokens if token.strip() and len(token) > 1]
-        # Longer tokens first: a longer token is not found once a shorter token inside it has been broken up.
-        tokens.sort(key=len, reverse=True)
-        conversation = _keep_as_text(conversation, tokens)
+        template = self._chosen_template(chat_template)
+        require_placed(conversation, template, kwargs.get("tools", args[0] if args else None))
+        texts, own_texts = plain_texts(self.tokenizer, template, self.image_token)
+        conversation = keep_as_text(conversation, texts, own_texts)
+        # A named special token is what the template is to write in place of the tokenizer's.
+        kept = {"processor_kwargs", *self.tokenizer.special_tokens_map}
+        if kwargs.get("tools"):
+            kwargs["tools"] = [get_json_schema(tool) if callable(tool) else tool for tool in kwargs["tools"]]
+        kwargs = {name: value if name in kept else keep_values(value, texts) for name, value in kwargs.items()}
+        args = tuple(keep_values(value, texts) for value in args)
+        if kwargs.get("tokenize"):
+            _write_no_special_tokens(kwargs, template)
         if not ALIGNS_ASSISTANT_MASKS and kwargs.get("return_assistant_tokens_mask") and kwargs.get("tokenize"):
             apply = super().apply_chat_template
             return apply_with_masks(apply, self, conversation, chat_template, *args, **kwargs)
         return super().apply_chat_template(conversation, chat_template, *args, **kwargs)
 
+    def _chosen_template(self, chat_template: str | None) -> str | None:
+        """The template that a call renders: a text, or the name of one of the processor's templates."""
+        if isinstance(self.chat_template, Mapping):
+            return self.chat_template.get(chat_template or "default", chat_template)
+        return self.chat_template if chat_template is None else chat_template
 
-def _keep_as_text(value: Any, tokens: list[str]) -> Any:
-    """Returns a copy of a conversation in which no text spells one of `tokens`."""
-    if isinstance(value, str):
-        for token in tokens:
-            # Repeated, because `replace` changes only the first of two overlapping occurrences of a token.
-            while token in value:
-                value = value.replace(token, token[0] + _ZERO_WIDTH_SPACE + token[1:])
-        return value
-    if isinstance(value, dict):
-        return {key: item if key in _MEDIA_KEYS else _keep_as_text(item, tokens) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return _keep_apart([_keep_as_text(item, tokens) for item in value], tokens)
-    return value
+    @property
+    def default_template(self) -> str | None:
+        """The chat template that is rendered unless a call gives another."""
+        return self._chosen_template(None)
+
+    def get_vocab(self) -> dict[str, int]:
+        """The tokenizer's vocabulary. transformers asks for it where a processor is given as a tokenizer."""
+        return self.tokenizer.get_vocab()
 
 
-def _keep_apart(items: list[Any], tokens: list[str]) -> list[Any]:
-    """
-    Changes content parts so that neighbouring parts do not spell one of `tokens` together, because templates write the
-    texts of neighbouring parts without a gap.
-    """
-    said = ""
-    for item in items:
-        if isinstance(item, dict) and item.get("type") == "text" and isinstance(item.get("text"), str):
-            if any(token in said + item["text"] for token in tokens):
-                item["text"] = _ZERO_WIDTH_SPACE + item["text"]
-            said += item["text"]
-        else:
-            said = ""
-    return items
+def _write_no_special_tokens(kwargs: dict[str, Any], chat_template: str | None) -> None:
+    """Lets the template alone write special tokens, as tokenizers do with chats. transformers' processors let the
+    tokenizer write its own too, unless the chat begins with the token for beginnings."""
+    processor_kwargs = dict(kwargs.get("processor_kwargs") or {})
+    if "add_special_tokens" not in processor_kwargs.get("text_kwargs", {}):
+        processor_kwargs.setdefault("add_special_tokens", kwargs.get("add_special_tokens", False))
+    kwargs["processor_kwargs"] = processor_kwargs
+    # Arguments of the processor that are given outside of `processor_kwargs` replace these up to some release.
+    loose = any(name not in _CHAT_ARGUMENTS and name not in (chat_template or "") for name in kwargs)
+    if loose and "add_special_tokens" in processor_kwargs:
+        kwargs["add_special_tokens"] = processor_kwargs["add_special_tokens"]
 
 
 def _require_equal(images: list[int], places: list[int], image_token: str) -> None:

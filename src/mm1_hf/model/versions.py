@@ -10,11 +10,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from importlib.util import find_spec
+from types import FunctionType
 from typing import Any
 
 import torch
 import transformers
 from packaging.version import Version
+from transformers.integrations import peft as integration
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import logging
 
@@ -39,9 +41,34 @@ SAVES_SPLIT_WEIGHTS = find_spec("transformers.distributed.checkpoint") is not No
 ALIGNS_ASSISTANT_MASKS = Version(transformers.__version__) >= Version("5.18")
 
 
-# Whether a model's `load_adapter` loads the modules that an adapter holds whole: since 5.18.
+# Whether `generate()` encodes images before its first step, and once for all beams: since 5.18.
 # Can go when 5.18 is the oldest release of the range.
-LOADS_WHOLE_MODULES = ALIGNS_ASSISTANT_MASKS
+ENCODES_IMAGES_FIRST = ALIGNS_ASSISTANT_MASKS
+
+
+# Whether `generate()` keeps the images of a prompt that it reads in chunks: since 5.24.
+# Can go when 5.24 is the oldest release of the range.
+CHUNKS_IMAGES = Version(transformers.__version__) >= Version("5.24")
+
+
+# Base class with those of transformers' methods for adapters that ask for a newer PEFT than they need: all of 5.24 but
+# `load_adapter` ask for 0.22, although they work with 0.20. They are copied, with the request lowered.
+# Can go when 5.24 and PEFT 0.22 are the oldest releases of their ranges.
+_OLDEST_PEFT = "0.20.0"
+WorksWithOlderPeft: Any = type(
+    "WorksWithOlderPeft",
+    (),
+    {"__doc__": "Base class with transformers' methods for adapters, for PEFT 0.20 and newer."}
+    | {
+        name: FunctionType(
+            method.__code__, {**method.__globals__, "MIN_PEFT_VERSION": _OLDEST_PEFT}, name, method.__defaults__
+        )
+        for name, method in vars(integration.PeftAdapterMixin).items()
+        if isinstance(method, FunctionType)
+        and "MIN_PEFT_VERSION" in method.__code__.co_names
+        and Version(integration.MIN_PEFT_VERSION) > Version(_OLDEST_PEFT)
+    },
+)
 
 
 # The argument that makes `from_pretrained` dequantise a GGUF file, which transformers keeps quantised since 5.17.
@@ -71,7 +98,8 @@ def takes_cache(forward: Callable) -> Callable:
     def renamed(self: Any, *args: Any, **kwargs: Any) -> Any:
         if CACHE == "cache" and kwargs.get("past_key_values") is not None and not torch.compiler.is_compiling():
             warnings.warn("`past_key_values` is deprecated. Use `cache` instead.", FutureWarning, stacklevel=2)
-        if "cache" in kwargs:
+        # Before 5.24, the cache of continuous batching goes to the attention under this name, past the model's layers.
+        if "cache" in kwargs and (CACHE == "cache" or not is_paged(kwargs["cache"])):
             cache = kwargs.pop("cache")
             if cache is not None and kwargs.get("past_key_values") is not None:
                 raise ValueError("cache and past_key_values are two names of one argument. Give one of them.")
@@ -88,6 +116,16 @@ def takes_cache(forward: Callable) -> Callable:
         ]
     )
     return renamed
+
+
+def is_paged(given: Any) -> bool:
+    """
+    Whether a cache is that of transformers' continuous batching, which holds many requests and has no length.
+
+    Args:
+        given: a cache, or None.
+    """
+    return given is not None and not hasattr(given, "get_seq_length")
 
 
 def warn_if_untested() -> None:

@@ -65,6 +65,34 @@ def build_vision_tower(config: PreTrainedConfig, feature_layer: int, final_norm:
     return tower
 
 
+def require_tiles(pixel_values: object, vision_config: PreTrainedConfig) -> None:
+    """
+    Checks the form of tiles. Their values are not read.
+
+    Args:
+        pixel_values: what a model was given as tiles.
+        vision_config: the encoder's configuration.
+
+    Raises:
+        ValueError: they are not `(tiles, channels, height, width)` in floating point or uint8, with as many channels as the
+            encoder takes.
+    """
+    channels = getattr(vision_config, "num_channels", 3)
+    if not isinstance(pixel_values, torch.Tensor):
+        given = f"a {type(pixel_values).__name__}"
+    elif pixel_values.dim() != 4 or pixel_values.shape[1] != channels:
+        given = f"a tensor of shape {tuple(pixel_values.shape)}"
+    elif not pixel_values.is_floating_point() and pixel_values.dtype != torch.uint8:
+        given = f"values of type {pixel_values.dtype}"
+    else:
+        return
+    raise ValueError(
+        f"pixel_values must be the tiles of the whole batch, one after the other: a tensor of shape (tiles, {channels}, "
+        f"height, width), in floating point or uint8; got {given}. A single tile needs a first dimension of 1. Let the "
+        "model's processor make pixel_values from images."
+    )
+
+
 def encode(
     tower: PreTrainedModel, pixel_values: torch.Tensor, final_norm: bool, **kwargs
 ) -> tuple[BaseModelOutput, torch.Tensor]:

@@ -2,9 +2,11 @@
 
 import platform
 import random
+import shutil
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import count, islice
 from pathlib import Path
@@ -12,12 +14,19 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from mm1_hf.accounting.parameters import count_parameters, parameter_table
 from mm1_hf.assemble import assemble, cast_parameters
-from mm1_hf.evaluation.answering import answer
+from mm1_hf.data.documents import ImagePart
+from mm1_hf.evaluation.cells import EvaluationSettings, Subject
+from mm1_hf.evaluation.models import MM1LocalModel
+from mm1_hf.evaluation.results import read_rows
+from mm1_hf.evaluation.runner import RUN, evaluate
+from mm1_hf.evaluation.samples import Sample
+from mm1_hf.evaluation.tasks import load_task
 from mm1_hf.model.configuration_mm1 import MM1ConnectorConfig
 from mm1_hf.quickstart.easy_vqa import Lesson, Picture, Question, epoch_batches, load_split, majority_answers
 from mm1_hf.quickstart.embedded_parts import load_decoder, load_vision_encoder
@@ -34,6 +43,7 @@ _FEATURE_LAYER = -2
 _IMAGE_SIZE = 112
 _CONNECTOR: dict[str, Any] = {"num_tokens": 16, "hidden_size": 512}
 _EXAMPLES = 24
+_QUESTIONS_AT_ONCE = 64
 # Share of the steps and number of pictures per batch of each lesson.
 _LESSONS: dict[Lesson, tuple[float, int]] = {"look": (0.3, 8), "compare": (0.35, 6), "all": (0.35, 4)}
 
@@ -94,7 +104,7 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
 
     with _timed(seconds, "measure"):
         asked = _held_out(held_out, questions)
-        accuracies, examples = _measure(model, processor, asked, training_pictures, seed)
+        accuracies, examples = _measure(model, processor, asked, training_pictures, seed, folder)
     report = folder / "report.html"
     write_report(
         report,
@@ -140,7 +150,12 @@ def _held_out(pictures: list[Picture], questions: int) -> list[tuple[Picture, Qu
 
 
 def _measure(
-    model, processor, asked: list[tuple[Picture, Question]], training_pictures: list[Picture], seed: int
+    model,
+    processor,
+    asked: list[tuple[Picture, Question]],
+    training_pictures: list[Picture],
+    seed: int,
+    folder: Path,
 ) -> tuple[dict[str, KindAccuracy], list[Example]]:
     pictures = list({picture.image_id: picture for picture, _ in asked}.values())
     images = {picture.image_id: picture.image() for picture in pictures}
@@ -151,10 +166,9 @@ def _measure(
         for picture, following in zip(shuffled, shuffled[1:] + shuffled[:1], strict=True)
     }
     questions = [question for _, question in asked]
-    seeing = [(images[picture.image_id], question.text) for picture, question in asked]
-    blind = [(other[picture.image_id], question.text) for picture, question in asked]
-    answers = answer(model, processor, seeing, description="Held-out questions")
-    blind_answers = answer(model, processor, blind, description="Same questions, images shuffled")
+    evaluated = MM1LocalModel(model, processor, name=str(folder), batch_size=_QUESTIONS_AT_ONCE)
+    answers = _answers(evaluated, asked, images, "easy_vqa", folder / "evaluation")
+    blind_answers = _answers(evaluated, asked, other, "easy_vqa, images shuffled", folder / "evaluation-shuffled")
     majority = majority_answers(training_pictures)
 
     accuracies = {}
@@ -175,6 +189,34 @@ def _measure(
     right = [example for example in examples if example.answer == example.expected]
     chosen_wrong = _spread(wrong, min(len(wrong), _EXAMPLES // 4))
     return accuracies, _spread(right, _EXAMPLES - len(chosen_wrong)) + chosen_wrong
+
+
+def _answers(
+    model: MM1LocalModel,
+    asked: list[tuple[Picture, Question]],
+    images: dict[int, Image.Image],
+    name: str,
+    output: Path,
+) -> list[str]:
+    """What the runner of `mm1 eval` records as answers. An earlier quickstart's record in this folder is removed."""
+    # The model learned to answer in the data set's own words, without a request to be short.
+    task = replace(
+        load_task("easy_vqa"), name=name, chat="chat", style="chat", options={"normalizer": "none"}, max_new_tokens=8
+    )
+    samples = [
+        Sample(
+            id=f"{index}-{picture.image_id}",
+            images=(ImagePart(images[picture.image_id]),),
+            question=question.text,
+            references=question.answer,
+            answer=question.answer,
+        )
+        for index, (picture, question) in enumerate(asked)
+    ]
+    if (output / RUN).exists():
+        shutil.rmtree(output)
+    evaluate(model, [Subject(task, samples)], EvaluationSettings(), output, batch_size=model.batch_size)
+    return [row["answer"] for row in read_rows(output)]
 
 
 def _share(hits: Iterator[bool]) -> float:

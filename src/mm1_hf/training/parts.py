@@ -44,7 +44,7 @@ def freeze(model: nn.Module, parts: Iterable[str]) -> None:
 
     ```
     """
-    parts = _known(parts)
+    parts = known_parts(parts)
     for name, weight in model.named_parameters():
         if part_of(name) in parts:
             weight.requires_grad_(False)
@@ -95,7 +95,7 @@ def parameter_groups(
     ```
     """
     learning_rates = dict(learning_rates or {})
-    _known(learning_rates)
+    known_parts(learning_rates)
     groups: dict[tuple, dict[str, Any]] = {}
     for name, weight in model.named_parameters():
         if not weight.requires_grad:
@@ -112,7 +112,16 @@ def parameter_groups(
     return list(groups.values())
 
 
-def _known(parts: Iterable[str]) -> set[str]:
+def known_parts(parts: Iterable[str]) -> set[str]:
+    """
+    The names of parts, checked.
+
+    Args:
+        parts: the names.
+
+    Raises:
+        ValueError: a name is not the name of a part.
+    """
     unknown = set(parts) - set(PARTS)
     if unknown:
         raise ValueError(f"There is no part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}.")

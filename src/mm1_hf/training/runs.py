@@ -1,27 +1,34 @@
 """Runs of `mm1 pretrain` and `mm1 sft`: from settings to a trainer, trained, resumed and saved."""
 
 import importlib.util
+import os
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from accelerate import PartialState
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.image_utils import SizeDict
 from transformers.utils import logging
 
+from mm1_hf.data.documents import merged_drops
+from mm1_hf.data.drop_table import drop_table
 from mm1_hf.data.examples import ChatEncoder, ExampleEncoder
 from mm1_hf.data.mixture import Mixture, Source
 from mm1_hf.data.readers import read
 from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
 from mm1_hf.model.processing_mm1 import MM1Processor
+from mm1_hf.training.checkpoints import last_complete_checkpoint
 from mm1_hf.training.lora import lora_config
 from mm1_hf.training.machine import Machine, this_machine
+from mm1_hf.training.output_folder import hold, on_main_process
 from mm1_hf.training.parallel import distributed_config
 from mm1_hf.training.parts import freeze
 from mm1_hf.training.recipes import DataSettings, Recipe
 from mm1_hf.training.resolution import set_tile_size
-from mm1_hf.training.settings import RunSettings, SFTSettings, build_recipe
-from mm1_hf.training.streams import last_complete_checkpoint
+from mm1_hf.training.resuming import unwritten
+from mm1_hf.training.settings import RunSettings, SFTSettings, SourceSettings, build_recipe
 from mm1_hf.training.trainer import MM1Trainer
 
 
@@ -55,22 +62,23 @@ def build_run(settings: RunSettings) -> Run:
     if isinstance(settings, SFTSettings) and importlib.util.find_spec("trl") is None:
         raise ValueError("Fine-tuning uses TRL, which is not installed: pip install 'mm1_hf[sft]'")
     machine = this_machine(settings.arguments)
-    num_devices, model = _load_model(settings, machine)
-    processor = AutoProcessor.from_pretrained(settings.model)
-    stage = build_recipe(settings, model)
+    config = AutoConfig.from_pretrained(settings.model)
+    num_devices, split = _devices(settings, machine, config)
+    # Before the weights are loaded: wrong settings are found at once.
+    stage = build_recipe(settings, config)
     stage = replace(stage, arguments=stage.arguments | machine.arguments)
+    arguments = stage.training_arguments(
+        settings.output_dir, num_devices=num_devices, rows_per_device=settings.rows_per_device, **machine.arguments
+    )
+    processor = AutoProcessor.from_pretrained(settings.model)
     split_images(processor, stage.data)
+    model: Any = AutoModelForImageTextToText.from_pretrained(settings.model, dtype="float32", **split)
     fit_tiles(model, processor)
     stage.configure(model)
     freeze(model, settings.frozen)
     options: dict[str, Any] = {
         "model": model,
-        "args": stage.training_arguments(
-            settings.output_dir,
-            num_devices=num_devices,
-            rows_per_device=settings.rows_per_device,
-            **machine.arguments,
-        ),
+        "args": arguments,
         "train_dataset": build_mixture(settings, stage, processor),
         "processing_class": processor,
         "learning_rates": settings.learning_rates,
@@ -87,8 +95,8 @@ def build_run(settings: RunSettings) -> Run:
 
 def train(settings: RunSettings) -> MM1Trainer:
     """
-    Trains a run, or resumes it from its last complete checkpoint, and saves the model or its adapter, with the processor,
-    to `output_dir`. Prints the recipe before, and how many records of each source were dropped after.
+    Trains a run, or resumes it from its last complete checkpoint, and saves the model or its adapter, with the
+    processor, to `output_dir`. Prints the recipe before, and a table of what was left out of each source after.
 
     Args:
         settings: a [`PretrainingSettings`] or [`SFTSettings`].
@@ -97,36 +105,48 @@ def train(settings: RunSettings) -> MM1Trainer:
         The trainer, with the trained model.
 
     Raises:
-        ValueError: settings that do not fit each other, the model or the data, or too many unusable records.
+        ValueError: settings that do not fit each other, the model, the data or the checkpoint, too many unusable
+            records, a loss that is not finite, or an output folder that another run uses.
+        OSError: the disk is full.
     """
-    run = build_run(settings)
-    print(f"{run.recipe}\n")
-    checkpoint = last_complete_checkpoint(settings.output_dir)
-    if checkpoint is not None:
-        logger.warning(f"Resuming from {checkpoint}.")
-    run.trainer.train(resume_from_checkpoint=checkpoint)
-    run.trainer.save_model(settings.output_dir)
-    for source, counts in cast(Mixture, run.trainer.train_dataset).drops().report().items():
-        if counts["dropped"]:
-            print(f"{source}: dropped of {counts['seen']} records: {counts['dropped']}")
+    machine = this_machine(settings.arguments)
+    # Decides the device of this process, before the first message between processes.
+    PartialState(cpu=machine.arguments["use_cpu"])
+    with hold(settings.output_dir):
+        checkpoint = on_main_process(lambda: last_complete_checkpoint(settings.output_dir))
+        run = build_run(settings)
+        print(f"{run.recipe}\n")
+        if checkpoint is not None:
+            logger.warning(f"Resuming from {checkpoint}.")
+        run.trainer.train(resume_from_checkpoint=checkpoint)
+        try:
+            run.trainer.save_model(settings.output_dir)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise OSError(unwritten("The trained model", run.trainer.args, error)) from error
+    mixture = cast(Mixture, run.trainer.train_dataset)
+    # Ranks of a tensor-parallel group read the same records, and share a number.
+    by_rank = dict(gather_object([(mixture.rank, mixture.drops().state_dict())]))
+    if run.trainer.is_world_process_zero():
+        table = drop_table(merged_drops(by_rank.values()).report())
+        print(table)
+        logger.info(table)
     return run.trainer
 
 
-def _load_model(settings: RunSettings, machine: Machine) -> tuple[int, Any]:
-    """The number of ranks that read rows of their own, and the model in float32, split where the settings say so."""
+def _devices(settings: RunSettings, machine: Machine, config: Any) -> tuple[int, dict[str, Any]]:
+    """The number of ranks that read rows of their own, and how `from_pretrained` splits the weights over processes."""
     # Counted as TrainingArguments will count them: it does not exist yet.
     num_devices = PartialState(cpu=machine.arguments["use_cpu"]).num_processes
-    split = {}
-    if settings.distributed:
-        config = distributed_config(AutoConfig.from_pretrained(settings.model), num_devices, **settings.distributed)
-        num_devices, split = config.dp_size, {"distributed_config": config}
-    return num_devices, AutoModelForImageTextToText.from_pretrained(settings.model, dtype="float32", **split)
+    if not settings.distributed:
+        return num_devices, {}
+    distributed = distributed_config(config, num_devices, **settings.distributed)
+    return distributed.dp_size, {"distributed_config": distributed}
 
 
 def split_images(processor: MM1Processor, data: DataSettings) -> None:
     """
-    Sets how a processor cuts images into tiles to what a recipe says. Static splitting cuts `resolution` into a grid of
-    tiles; otherwise `resolution` is the side of a tile.
+    Sets how a processor cuts images into tiles to what a recipe says. Static splitting cuts `resolution` into a grid
+    of tiles; otherwise `resolution` is the side of a tile.
 
     Args:
         processor: the model's processor, which is changed.
@@ -188,6 +208,7 @@ def build_mixture(settings: RunSettings, stage: Recipe, processor: MM1Processor)
             ),
             source.layout,
             stage.data.mixture[name],
+            _origin(source),
         )
         for name, source in settings.sources.items()
     ]
@@ -200,3 +221,17 @@ def build_mixture(settings: RunSettings, stage: Recipe, processor: MM1Processor)
         window=settings.window,
         max_dropped_share=settings.max_dropped_share,
     )
+
+
+def _origin(source: SourceSettings) -> dict[str, Any]:
+    """
+    Where a source's records come from. A stream does not know its records, so the length of its local file stands for
+    them.
+    """
+    local = {
+        name: os.path.abspath(os.path.expanduser(value)) if os.path.exists(os.path.expanduser(value)) else value
+        for name in ("path", "image_folder")
+        if (value := getattr(source, name)) is not None
+    }
+    size = os.path.getsize(local["path"]) if source.streaming and os.path.isfile(local["path"]) else None
+    return {"image_folder": None, **local, "split": source.split, "streaming": source.streaming, "bytes": size}

@@ -1,18 +1,34 @@
 """The settings file of `mm1 pretrain` and `mm1 sft`: its entries, checked as they are read, and the recipe they lead to."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
+from transformers import TrainingArguments
+
+from mm1_hf.data.layouts import layout_named
 from mm1_hf.data.mixture import Unit
 from mm1_hf.data.readers import find_image_folder
-from mm1_hf.training.entries import from_entries, read_entries
+from mm1_hf.training.entries import convert, from_entries, read_entries, refuse_unknown, type_hints
 from mm1_hf.training.lora import LoraPreset
+from mm1_hf.training.parts import known_parts
 from mm1_hf.training.recipes import Recipe, Stage, recipe
 
 
 Settings = TypeVar("Settings", bound="RunSettings")
+
+# Fields of TrainingArguments that would have no effect or spoil the run, and what to do instead.
+_REFUSED_ARGUMENTS = {
+    "output_dir": "it is an entry of its own, beside arguments",
+    "per_device_train_batch_size": "it follows from rows_per_device, an entry beside arguments",
+    "gradient_accumulation_steps": "it follows from batch_size and rows_per_device, entries beside arguments",
+    "num_train_epochs": "a mixture has no end: set max_steps",
+    "resume_from_checkpoint": "a run resumes from the last complete checkpoint in output_dir",
+    "hub_token": "settings are printed and published: log in with `hf auth login`",
+}
+# The data stream needs these values.
+_FIXED_ARGUMENTS = {"ignore_data_skip": True, "remove_unused_columns": False}
 
 
 @dataclass(frozen=True)
@@ -23,15 +39,15 @@ class SourceSettings:
     Args:
         path: folder, file or Hub id of the data set.
         layout: form of its records, a name in [`mm1_hf.data.layouts.LAYOUTS`].
-        weight: share of the mixture, relative to the other sources; unset, the weight of the recipe's source of the same
-            name.
+        weight: share of the mixture, relative to the other sources; unset, the weight of the recipe's source of the
+            same name.
         split: split of the data set.
         streaming: whether records are read one by one, instead of loading the data set first.
-        image_folder: folder where the relative paths of the images start, as in LLaVA's data, whose JSON lies apart from
-            the images. Unset, they start at the folder of the data files.
+        image_folder: folder where the relative paths of the images start, as in LLaVA's data, whose JSON lies apart
+            from the images. Unset, they start at the folder of the data files.
 
     Raises:
-        ValueError: there is no such `image_folder`.
+        ValueError: there is no such layout or `image_folder`, or the weight is not positive.
     """
 
     path: str
@@ -43,6 +59,8 @@ class SourceSettings:
 
     def __post_init__(self) -> None:
         # Checked here so that a run fails before it loads its model.
+        layout_named(self.layout)
+        _require_positive(self, "weight")
         if self.image_folder is not None:
             find_image_folder(self.image_folder)
 
@@ -54,7 +72,8 @@ class RunSettings:
 
     Args:
         model: folder or Hub id of a saved model with its processor, as [`mm1_hf.assemble`] makes them.
-        output_dir: where checkpoints and the trained model are saved. A stopped run resumes from its last checkpoint there.
+        output_dir: where checkpoints and the trained model are saved. A stopped run resumes from its last checkpoint
+            there.
         sources: the data sets, by name.
         sequence_length: positions of a packed row.
         max_images: largest number of images in a row.
@@ -72,6 +91,10 @@ class RunSettings:
         peak_tflops: peak of one device in TFLOP/s; where it is given, the share of it that training reaches is logged.
         lanes, window, max_dropped_share: see [`mm1_hf.data.mixture.Mixture`].
         seed: seed of the order in which records are read.
+
+    Raises:
+        ValueError: there is no source, a number is out of its range, there is no such part, or `arguments` are not
+            those of `TrainingArguments` or have no effect in a run.
     """
 
     model: str
@@ -80,7 +103,7 @@ class RunSettings:
     sequence_length: int | None = None
     max_images: int | None = None
     unit: Unit | None = None
-    image_splitting: str | None = None
+    image_splitting: Literal["none", "static", "dynamic"] | None = None
     resolution: int | None = None
     batch_size: int | None = None
     rows_per_device: int = 1
@@ -93,6 +116,19 @@ class RunSettings:
     window: int = 512
     max_dropped_share: float = 0.05
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("sources names no data set; give at least one.")
+        _require_positive(self, "sequence_length", "max_images", "resolution", "batch_size", "rows_per_device")
+        _require_positive(self, "lanes", "window", "peak_tflops")
+        if not 0 <= self.max_dropped_share <= 1:
+            raise ValueError(f"max_dropped_share is {self.max_dropped_share}, but a share lies between 0 and 1.")
+        known_parts(self.frozen)
+        known_parts(self.learning_rates)
+        if negative := {name: rate for name, rate in self.learning_rates.items() if rate < 0}:
+            raise ValueError(f"learning_rates has negative rates: {negative}.")
+        object.__setattr__(self, "arguments", _training_arguments(self.arguments))
 
 
 @dataclass(frozen=True)
@@ -110,7 +146,8 @@ class PretrainingSettings(RunSettings):
     stage: Stage = "pretrain"
 
     def __post_init__(self) -> None:
-        if self.stage == "sft" or self.stage not in get_args(Stage):
+        super().__post_init__()
+        if self.stage == "sft":
             raise ValueError(f"stage is {self.stage!r}; the stages of pre-training are 'pretrain' and 'continual'.")
 
 
@@ -134,6 +171,7 @@ class SFTSettings(RunSettings):
     lora: LoraPreset | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.lora is not None and self.frozen:
             raise ValueError(f"lora={self.lora!r} already says which parts are trained: leave out frozen.")
 
@@ -150,13 +188,31 @@ def load_settings(kind: type[Settings], path: str | Path) -> Settings:
         ValueError: the file is neither YAML nor JSON, or has unknown, missing or wrong entries.
         OSError: the file cannot be read.
     """
-    settings: Any = from_entries(kind, read_entries(path), str(path))
-    if not isinstance(settings.sources, Mapping) or not settings.sources:
-        raise ValueError(f"{path}: sources must map names to data sets; got {settings.sources!r:.100}.")
-    sources = {
-        name: from_entries(SourceSettings, value, f"{path}, source {name}") for name, value in settings.sources.items()
-    }
-    return replace(settings, sources=sources, frozen=tuple(settings.frozen))
+    return from_entries(kind, read_entries(path), str(path))
+
+
+def _require_positive(settings: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} is {value}, but must be positive.")
+
+
+def _training_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of TrainingArguments, each checked by its type."""
+    hints = type_hints(TrainingArguments)
+    refuse_unknown(arguments, [each.name for each in fields(TrainingArguments) if each.init], "arguments has ")
+    converted = {name: convert(value, hints[name], f"arguments.{name}") for name, value in arguments.items()}
+    for name, value in converted.items():
+        if name in _REFUSED_ARGUMENTS:
+            raise ValueError(f"arguments.{name} cannot be set: {_REFUSED_ARGUMENTS[name]}.")
+        if value != _FIXED_ARGUMENTS.get(name, value):
+            raise ValueError(f"arguments.{name} is {value}, but a run needs {_FIXED_ARGUMENTS[name]}. Leave it out.")
+    if converted.get("max_steps", 1) < 1:
+        raise ValueError(
+            f"arguments.max_steps is {converted['max_steps']}, but must be positive: a mixture has no end."
+        )
+    return converted
 
 
 def build_recipe(settings: RunSettings, model: Any) -> Recipe:

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: TRL's `SFTTrainer` with MM1's loss, labels, packed rows and learning rates by part."""
 
 import copy
-from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import datasets
@@ -9,15 +9,21 @@ import torch
 from transformers import AutoProcessor
 from trl import SFTTrainer
 
-from mm1_hf.data.collation import MM1Collator
+from mm1_hf.data.collation import IGNORED, MM1Collator
+from mm1_hf.data.documents import Drops, Unusable
 from mm1_hf.data.examples import ChatEncoder
 from mm1_hf.data.packed_dataset import PackedDataset
+from mm1_hf.data.wall import result_or_reason
 from mm1_hf.training.trainer import MM1Trainer
 
 
 # TRL inspects this in place of the data set, whose rows it does not know. The images column makes it leave
 # tokenisation to the collator.
 _STAND_IN = {"messages": [[{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]], "images": [[]]}
+# Number of records that are tried before training.
+_TRIED = 10
+# The name of the data set where dropped records are counted.
+_SOURCE = "the data set"
 # The values of TRL's options that MM1SFTTrainer follows.
 _FOLLOWED: dict[str, tuple[Any, ...]] = {
     "loss_type": ("nll",),
@@ -67,7 +73,7 @@ class _OwnLossTrainer(SFTTrainer):
             data_collator = _RowCollator(MM1Collator(processing_class, max_length))
             if isinstance(train_dataset, datasets.Dataset | datasets.IterableDataset):
                 # A mistake that all records share is found now, not after the model has been sharded.
-                data_collator([next(iter(train_dataset))])
+                data_collator.find_good_record(train_dataset)
         args.remove_unused_columns = False
         super().__init__(
             model,
@@ -99,14 +105,15 @@ class MM1SFTTrainer(MM1Trainer, _OwnLossTrainer):
     - Parts can have their own learning rates, and it logs what [`MM1Trainer`] logs instead of TRL's entropy and token
       accuracy. It can also train on a [`Mixture`].
 
-    Nothing is truncated: a conversation longer than `max_length` is refused when it is packed or collated.
+    Nothing is truncated: a conversation longer than `max_length` is refused when it is packed or collated. A record that
+    cannot be used, whatever the reason, is left out, counted and logged; too many of them stop the run.
 
     It takes the arguments of `SFTTrainer`, and `learning_rates`, `source_names` and `peak_tflops` of [`MM1Trainer`]. A
-    record of the data set has `messages`, or `prompt` and `completion`, and its images in `images` or `image`. A data set
-    that is packed must be loaded, not streamed.
+    record of the data set has `messages`, or `prompt` and `completion`, or another form of [`mm1_hf.data.chats.FORMS`], and
+    its images in `images` or `image`. A data set that is packed must be loaded, not streamed.
 
     Raises:
-        ValueError: what [`MM1Trainer`] and TRL refuse; records that cannot be trained on; packing of a stream, without
+        ValueError: what [`MM1Trainer`] and TRL refuse; too many records that cannot be used; packing of a stream, without
             `max_length`, or with a collator; a chat template that does not mark what the assistant writes; options of TRL's
             own loss, labels or rows, such as `loss_type="dft"`.
 
@@ -153,17 +160,62 @@ def _packed(dataset: Any, encoder: ChatEncoder, seed: int) -> Any:
     return dataset
 
 
-@dataclass
 class _RowCollator:
-    """Stacks packed rows, and passes conversations on to MM1's collator."""
+    """
+    Stacks packed rows, and passes conversations on to MM1's collator. A conversation that cannot be collated is left out
+    of its batch, counted and logged. A batch of which nothing is left becomes one without targets.
+    """
 
-    collator: MM1Collator
+    def __init__(self, collator: MM1Collator):
+        self.collator = collator
+        self.drops = Drops()
+        # A batch of one record that can be collated.
+        self._good: list[dict[str, Any]] = []
+
+    def find_good_record(self, dataset: datasets.Dataset | datasets.IterableDataset) -> None:
+        """
+        Raises:
+            ValueError: none of the first ten records can be collated.
+        """
+        errors = []
+        for record in islice(dataset, _TRIED):
+            try:
+                self.collator([record])
+            except ValueError as error:
+                errors.append(error)
+            else:
+                self._good = [record]
+                return
+        if errors:
+            raise errors[0]
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         if "segment_ids" not in examples[0]:
-            return dict(self.collator(examples))
+            return self._collated(examples)
         # The order matters: accelerate takes a batch's size from its first entry.
         names = ("input_ids", "labels", "segment_ids")
         batch = {name: torch.stack([row[name] for row in examples]) for name in names}
         tiles = [row["pixel_values"] for row in examples if "pixel_values" in row]
         return batch | ({"pixel_values": torch.cat(tiles)} if tiles else {})
+
+    def _collated(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = result_or_reason(self.collator, examples, "the batch")
+        if not isinstance(batch, Unusable):
+            for _ in examples:
+                self.drops.seen(_SOURCE)
+            self._good = self._good or examples[:1]
+            return dict(batch)
+        kept = []
+        for example in examples:
+            # Beside a good record, so that a record of another kind is found too.
+            found = result_or_reason(self.collator, [example, *self._good], "a record")
+            self.drops.seen(_SOURCE, found if isinstance(found, Unusable) else None)
+            if not isinstance(found, Unusable):
+                kept.append(example)
+                self._good = self._good or [example]
+        if kept:
+            return dict(self.collator(kept))
+        if not self._good:
+            raise batch
+        batch = dict(self.collator(self._good))
+        return batch | {"labels": torch.full_like(batch["labels"], IGNORED)}

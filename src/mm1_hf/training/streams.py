@@ -3,24 +3,22 @@ Trainer for mixtures: each rank reads its own part of the stream, and every chec
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mm1_hf.data.mixture import STATE_KEY, Mixture
+from mm1_hf.training.checkpoints import read_json, stream_name
 from mm1_hf.training.parallel import data_rank
-from mm1_hf.training.sharded import SplitWeightsTrainer
+from mm1_hf.training.resuming import ResumableTrainer
 
 
-class MixtureTrainer(SplitWeightsTrainer):
+class MixtureTrainer(ResumableTrainer):
     """
-    `Trainer` that can also train on a [`Mixture`]. It reads other data sets as Trainer does.
+    A [`ResumableTrainer`] that can also train on a [`Mixture`]. It reads other data sets as Trainer does.
 
     A checkpoint stores the stream's position after the last batch that was trained on, not after the prefetched
     batches. A resumed run reads on from this position, so that no example is lost or repeated. Beside the loss, the
@@ -88,47 +86,19 @@ class MixtureTrainer(SplitWeightsTrainer):
             # ranks must have written their files.
             self.accelerator.wait_for_everyone()
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        if checkpoint is None or not isinstance(self.train_dataset, Mixture):
+    def _load_stream(self, checkpoint: str) -> None:
+        if not isinstance(self.train_dataset, Mixture):
             return
         file = self._stream_file(checkpoint)
         if not file.exists():
             raise ValueError(
-                f"{checkpoint} does not store this rank's position in the data stream (the file {file.name}). It was "
-                "written by another trainer, with save_only_model=True or with fewer ranks. Start a new run from "
-                "its weights."
+                f"{checkpoint} does not store a position in a data stream (the file {file.name}): it was not trained on a "
+                "mixture. Start a new run from its weights."
             )
-        self.train_dataset.load_state_dict(json.loads(file.read_text(encoding="utf-8")))
+        self.train_dataset.load_state_dict(read_json(file))
+
+    def _has_stream(self) -> bool:
+        return isinstance(self.train_dataset, Mixture)
 
     def _stream_file(self, checkpoint: str) -> Path:
-        return Path(checkpoint) / f"mixture_{self.args.process_index}.json"
-
-
-def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """
-    The newest complete checkpoint of a run, to resume from. A run that was killed, or that ran out of disk space, may
-    have left a newer, incomplete checkpoint. Trainer writes its own state last, so a checkpoint without this state is
-    incomplete.
-
-    Args:
-        output_dir: output folder of the run.
-
-    Returns:
-        The checkpoint's folder, or `None` if the run has no complete checkpoint.
-    """
-    found = [
-        folder
-        for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if folder.name.rpartition("-")[2].isdigit() and _is_json(folder / TRAINER_STATE_NAME)
-    ]
-    newest = max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-    return None if newest is None else str(newest)
-
-
-def _is_json(file: Path) -> bool:
-    try:
-        json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
+        return Path(checkpoint) / stream_name(self.args.process_index)

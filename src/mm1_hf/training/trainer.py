@@ -14,15 +14,16 @@ from mm1_hf.model.foreign_decoders import num_experts
 from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
 from mm1_hf.model.segment_attention import SEGMENT_SDPA
 from mm1_hf.training.balancing import BalancedTrainer
+from mm1_hf.training.finite import FiniteTrainer
 from mm1_hf.training.metrics import PeriodSums, StepClock, TargetLosses, period_flops, period_logs
 from mm1_hf.training.parts import frozen_parts, parameter_groups
 from mm1_hf.training.streams import MixtureTrainer
 
 
-class MM1Trainer(BalancedTrainer, MixtureTrainer):
+class MM1Trainer(BalancedTrainer, FiniteTrainer, MixtureTrainer):
     """
-    A [`MixtureTrainer`] and [`BalancedTrainer`] that can use a different learning rate for each part, and that logs
-    more values.
+    A [`MixtureTrainer`], [`BalancedTrainer`] and [`FiniteTrainer`] that can use a different learning rate for each
+    part, and that logs more values.
 
     With every training loss it logs the following values, over all ranks and since the last log: `tokens_per_second`,
     without padding; `images_per_second`, or `tiles_per_second` if the processor splits images; `mfu` if `peak_tflops`
@@ -111,6 +112,9 @@ class MM1Trainer(BalancedTrainer, MixtureTrainer):
         trained = cast(nn.Module, self.model if model is None else model)
         groups = parameter_groups(trained, args.learning_rate, args.weight_decay, self.learning_rates)
         return optimizer, {**kwargs, "params": groups}
+
+    def run_settings(self) -> dict[str, Any]:
+        return super().run_settings() | {"learning_rates": dict(self.learning_rates or {})}
 
     def get_batch_samples(self, *args, **kwargs):
         self._clock.begin()
