@@ -43,14 +43,22 @@ def test_images_are_not_reused_where_they_are_split(splitting, added, folder, st
     with pytest.raises(SystemExit):
         main(["serve", str(folder), "--port", "8123", "--engine", "vllm", "--enforce-eager"])
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
-    assert started == [[*command, *added, "--host", "localhost", "--port", "8123", "--enforce-eager"]]
+    guards = ["--host", "localhost", "--allowed-media-domains", "none.invalid"]
+    assert started == [[*command, *added, *guards, "--port", "8123", "--enforce-eager"]]
 
 
-@pytest.mark.parametrize("option", [["--host", "0.0.0.0"], ["--host=0.0.0.0"]])
-def test_only_who_asks_for_it_serves_others(option, folder, started):
+@pytest.mark.parametrize(
+    ("option", "default"),
+    [
+        (["--host", "0.0.0.0"], "localhost"),
+        (["--host=0.0.0.0"], "localhost"),
+        (["--allowed-media-domains", "example.org"], "none.invalid"),
+    ],
+)
+def test_only_who_asks_for_it_serves_others(option, default, folder, started):
     with pytest.raises(SystemExit):
         main(["serve", str(folder), "--engine", "vllm", *option])
-    assert started[0][-len(option) :] == option and "localhost" not in started[0]
+    assert started[0][-len(option) :] == option and default not in started[0]
 
 
 def test_it_needs_a_model(started, capsys):
