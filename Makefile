@@ -64,7 +64,9 @@ $(VLLM)/.ready: tests/vllm/requirements.txt
 	@touch $@
 
 test-lmms: $(LMMS)/.ready  ## Evaluate with lmms-eval and lm-evaluation-harness, in an environment of their own, and compare scores
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(LMMS)/bin/python -m pytest -q -s tests/lmms_eval
+	rm -rf $(LMMS)/quickstart
+	$(BIN)/mm1 quickstart --output $(LMMS)/quickstart --steps 12 --questions 40
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MM1_QUICKSTART=$(LMMS)/quickstart $(LMMS)/bin/python -m pytest -q -s tests/lmms_eval
 
 # It sees the packages of .venv, so that both harnesses run on the very torch and transformers of the other tests.
 $(LMMS)/.ready: $(READY) tests/lmms_eval/requirements.txt
@@ -86,6 +88,7 @@ format: $(READY)  ## Mend style
 
 docs: $(READY)  ## Write the generated pages of docs/
 	$(BIN)/python -m mm1_hf.accounting.presets_page > docs/presets.md
+	$(BIN)/python -m mm1_hf.evaluation.tasks_page docs/evaluation.md
 
 clean:  ## Remove what make created
 	rm -rf .venv .versions $(SUITES) $(VLLM) $(LMMS) quickstart-mm1

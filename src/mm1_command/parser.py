@@ -157,6 +157,8 @@ def build_parser() -> argparse.ArgumentParser:
     for training in (pretrain, sft):
         training.add_argument("--config", required=True, metavar="FILE", help="settings file of the run, YAML or JSON")
 
+    _add_eval(add("eval", "measure a model on tasks, few-shot or not, or compare two such runs"))
+
     convert = add("convert", "convert a foreign checkpoint to a model, or to a part of one, with equal outputs")
     convert.add_argument(
         "kind", choices=CONVERSION_KINDS, metavar="KIND", help=f"kind of checkpoint: {', '.join(CONVERSION_KINDS)}"
@@ -189,6 +191,9 @@ def build_parser() -> argparse.ArgumentParser:
     push.add_argument(
         "--quantize", choices=("int8",), help="publish a variant whose decoder weights are quantised to this type"
     )
+    push.add_argument(
+        "--eval", metavar="FILE", help="results.json of `mm1 eval` on this model, for the card and its metadata"
+    )
     push.add_argument("--private", action="store_true", help="make a new repository private")
 
     # The server and transformers' chat read the other options, so only the usual ones are named here.
@@ -211,6 +216,61 @@ def build_parser() -> argparse.ArgumentParser:
         passes_on=_CHAT,
     )
     return parser
+
+
+def _add_eval(evaluation: argparse.ArgumentParser) -> None:
+    add = evaluation.add_argument
+    add("--model", metavar="DIR", help="folder or Hub id of the model; with --endpoint, the name of the served model")
+    add("--endpoint", metavar="URL", help="an OpenAI-style server that answers, such as http://localhost:8000/v1")
+    add("--tasks", nargs="+", default=[], metavar="TASK", help="names of tasks, or files (YAML) of your own")
+    add("--list", action="store_true", help="list the tasks")
+    add(
+        "--shots",
+        nargs="+",
+        type=int,
+        default=[0],
+        metavar="N",
+        help="numbers of demonstrations, such as 0 4 8 (default: 0)",
+    )
+    add("--trials", type=_positive, default=1, metavar="N", help="trials, each with other demonstrations (default: 1)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the choice of demonstrations (default: 0)")
+    add(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="[TASK=]PATH",
+        help="local copy of a task's data, or a folder with those of all tasks (default: the Hub)",
+    )
+    add("--limit", type=_positive, metavar="N", help="ask only the first N questions of each task")
+    add(
+        "--batch-size",
+        type=_positive,
+        metavar="N",
+        help="questions that are answered together (default: as many as fit in memory, up to 64; 8 for an endpoint)",
+    )
+    add("--style", choices=("completion", "chat"), help="form of the prompts (default: that of each task)")
+    add(
+        "--demonstrations",
+        choices=("random", "fixed", "rices"),
+        default="random",
+        help="random ones for each question (default), one fixed set for each trial, or those with the most similar images",
+    )
+    add(
+        "--split-last",
+        type=int,
+        metavar="K",
+        help="split only the images of the last K demonstrations into tiles (default: all, if the model splits)",
+    )
+    add("--output", metavar="DIR", help="folder for the results; a run that was stopped goes on in it")
+    add("--judge", metavar="URL", help="OpenAI-style server that scores the answers of llava_wild and mm_vet")
+    add("--judge-model", metavar="NAME", help="name of the judge, if its server has several models")
+    compare = evaluation.add_subparsers(dest="action", metavar="compare").add_parser(
+        "compare",
+        help="compare two runs on the same questions: mm1 eval compare A B",
+        description="Compare two runs on the same questions by a paired test.",
+    )
+    compare.add_argument("first", metavar="A", help="output folder of a finished run")
+    compare.add_argument("second", metavar="B", help="output folder of another one")
 
 
 def _positive(text: str) -> int:

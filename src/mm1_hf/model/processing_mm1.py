@@ -242,7 +242,9 @@ class MM1Processor(ProcessorMixin):
         """
         for name, given in (("videos", videos), ("audio", audio)):
             if given is not None:
-                raise ValueError(f"MM1 reads text and images, but was given {name}. Leave it out, or pass frames as images.")
+                raise ValueError(
+                    f"MM1 reads text and images, but was given {name}. Leave it out, or pass frames as images."
+                )
         if images is None and text is None:
             raise ValueError("Neither text nor images were given. Pass text, images or both.")
         if text is None:
