@@ -61,6 +61,11 @@ def test_other_media_are_refused(media, processor):
         processor(text="q", **media)
 
 
+def test_empty_lists_of_other_media_are_none(processor):
+    """lmms-eval passes them to models of all kinds."""
+    assert dict(processor(text="q", videos=[], audio=[])) == dict(processor(text="q"))
+
+
 CALLS = [TOOL | {"function": {"name": "weather", "arguments": {"city": "Köln", "days": [1, 2]}}}]
 CONVERSATIONS = {
     "no tools": [user("q"), {"role": "assistant", "content": "a"}, user("q2"), {"role": "assistant", "content": "b"}],

@@ -202,7 +202,12 @@ class MM1Processor(ProcessorMixin):
         ):
             # A chat that was rendered as text begins with this token already.
             kwargs |= cast(Any, {"add_special_tokens": False})
-        return super().__call__(images=images, text=text, **kwargs)
+        # Programs for models of all kinds pass an empty list where there are none.
+        given: dict[str, Any] = dict(kwargs)
+        for name in ("videos", "audio"):
+            if isinstance(given.get(name), list) and not given[name]:
+                del given[name]
+        return super().__call__(images=images, text=text, **given)
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """

@@ -202,7 +202,9 @@ class LocalModel:
                     self._encode([ready], [ready.prompt.text], ready.prompt.special, "left")
                 # Processors raise many types of exceptions for images that they cannot process.
                 except Exception as error:
-                    refused[index] = Answer(error=f"the processor refuses the prompt: {error or type(error).__name__}")
+                    refused[index] = Answer(
+                        error=f"the processor refuses the prompt: {str(error) or type(error).__name__}"
+                    )
         return refused
 
     def _loaded(self, prompt: Prompt) -> Ready | Answer:
