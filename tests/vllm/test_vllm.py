@@ -343,9 +343,9 @@ def test_it_serves_adapters_of_the_decoder(split_model, tmp_path):
         assert "modules_to_save" in error.value.read().decode()
 
 
-def test_mm1_serve_starts_it_with_the_package(split_model):
+def test_mm1_serve_starts_it_with_the_package(split_model, tmp_path):
     """No code of the folder is run, and images are split as the others of their request demand."""
-    with serving(split_model, MM1_SERVE, ("--engine", "vllm", *EAGER)) as server:
+    with serving(split_model, MM1_SERVE, ("--engine", "vllm", *EAGER), HF_MODULES_CACHE=str(tmp_path)) as server:
         image = noise(200, 100, 21)
         for question in (
             *QUESTIONS.values(),
@@ -353,8 +353,7 @@ def test_mm1_serve_starts_it_with_the_package(split_model):
             Question("What?", (image,)),
         ):
             assert is_expected(server, question)
-    modules = split_model.parent / "modules"
-    assert not list(modules.rglob("modeling_mm1.py"))
+    assert not list(tmp_path.rglob("modeling_mm1.py"))
 
 
 def test_without_images_it_serves_text(split_model):
