@@ -9,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers.optimization import Adafactor
 
 from mm1_hf import MM1Config, MM1ForConditionalGeneration
+from mm1_hf.model.versions import ENABLES_CHECKPOINTING
 from mm1_hf.planning.memory import Layout, Row, activation_peak, rank_shapes, state_memory
 from mm1_hf.training.parts import freeze
 
@@ -78,7 +79,7 @@ MODELS = {
 def test_activations_are_those_of_a_real_pass(make, autocast, checkpointing):
     model = MODELS[make]().train()
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        getattr(model, ENABLES_CHECKPOINTING)({"use_reentrant": False})
     run(model, autocast)
     measured = allocated_at_most(lambda: run(model, autocast))
     planned = activation_peak(model.config, ROW, autocast=autocast, gradient_checkpointing=checkpointing)
@@ -99,7 +100,7 @@ def test_many_layers_are_planned_from_a_few():
     config = MM1Config.from_preset("mm1-tiny-moe")
     config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers = 6, 11
     model = MM1ForConditionalGeneration(config).train()
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    getattr(model, ENABLES_CHECKPOINTING)({"use_reentrant": False})
     run(model)
     measured = allocated_at_most(lambda: run(model))
     planned = activation_peak(config, ROW, autocast=False, gradient_checkpointing=True)

@@ -81,6 +81,14 @@ DEQUANTIZE_GGUF: dict[str, Any] = (
 # Can go when 5.24 is the oldest release of the range.
 LISTS_MODELS = "list_models" if CACHE == "cache" else "get_gen_models"
 
+# The method by which a model computes activations again in the backward pass.
+# Can go when 5.24 is the oldest release of the range.
+ENABLES_CHECKPOINTING = (
+    "activation_checkpointing_enable"
+    if hasattr(transformers.PreTrainedModel, "activation_checkpointing_enable")
+    else "gradient_checkpointing_enable"
+)
+
 
 def takes_cache(forward: Callable) -> Callable:
     """

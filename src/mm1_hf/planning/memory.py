@@ -24,6 +24,7 @@ from transformers.initialization import no_init_weights
 from mm1_hf.accounting.parameters import expert_parameters
 from mm1_hf.model.configuration_mm1 import MM1Config, MM1TextConfig, vision_sizes
 from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
+from mm1_hf.model.versions import ENABLES_CHECKPOINTING
 from mm1_hf.training.parts import freeze
 
 
@@ -444,7 +445,7 @@ def _dry_run(
         freeze(model, frozen)
         _cut(model, layout)
         if gradient_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            getattr(model, ENABLES_CHECKPOINTING)({"use_reentrant": False})
         for weight in model.parameters():
             # Gradients of an earlier pass exist already, and this pass adds to them.
             weight.grad = torch.empty_like(weight) if weight.requires_grad else None
