@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tiny import tiny_mm1
-from transformers import TrainingArguments
-from transformers.trainer_pt_utils import BatchRebalanceSampler
+from transformers import TrainingArguments, trainer_pt_utils
 
 from mm1_hf import MM1Config
 from mm1_hf.accounting.flops import causal_pairs, flops_formula
@@ -91,15 +90,16 @@ def test_ranks_wait_less_for_each_other(accumulation):
         return costs.max(axis=1).sum() / costs.mean(axis=1).sum()
 
     order = np.random.default_rng(1).permutation(2048).reshape(-1, 8, 4).tolist()
-    by_length = BatchRebalanceSampler(balanced.lengths, 32 * accumulation, 8, accumulation)
+    assert waiting(order) > 1.6
+    assert waiting(balanced.plan()) < 1.2
+    if not hasattr(trainer_pt_utils, "BatchRebalanceSampler"):
+        pytest.skip("this transformers has no such sampler to compare with")
+    by_length = trainer_pt_utils.BatchRebalanceSampler(balanced.lengths, 32 * accumulation, 8, accumulation)
     of_ranks = []
     for rank in range(8):
         by_length.rank = rank
         of_ranks.append(list(by_length))
-    assert waiting(order) > 1.6
-    assert waiting(balanced.plan()) < min(1.2, waiting(zip(*of_ranks, strict=True))), (
-        "transformers' own, by length alone"
-    )
+    assert waiting(balanced.plan()) < waiting(zip(*of_ranks, strict=True)), "transformers' own, by length alone"
 
 
 def test_cost_is_that_of_the_padded_batch():

@@ -155,7 +155,10 @@ def test_nothing_else_asks_what_the_machine_has():
 @pytest.mark.parametrize("attention", ["sdpa", SEGMENT_SDPA, "flex_attention"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_gpu_trains_in_half_precision(precision, attention, tmp_path):
-    """Its losses follow those of float32, and its weights stay float32."""
+    """
+    Its losses follow those of float32, and its weights stay float32. In float16 they follow later: Trainer's gradient scaler
+    skips the first steps, until its scale no longer overflows.
+    """
     images = torch.rand(4, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     rows = [
         {"text": index % 2 * "<image>" + "words" * (1 + index), "images": list(images[: index % 2])}
@@ -168,10 +171,11 @@ def test_a_gpu_trains_in_half_precision(precision, attention, tmp_path):
         model.set_attn_implementation({"text_config": attention})
         arguments = TrainingArguments(
             output_dir=str(tmp_path),
-            max_steps=8,
+            max_steps=20,
             logging_steps=1,
             learning_rate=0.001,
-            per_device_train_batch_size=2,
+            lr_scheduler_type="constant",
+            per_device_train_batch_size=len(rows),
             remove_unused_columns=False,
             report_to="none",
             save_strategy="no",
@@ -183,5 +187,8 @@ def test_a_gpu_trains_in_half_precision(precision, attention, tmp_path):
         histories.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
         assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     exact, half = histories
-    np.testing.assert_allclose(half, exact, rtol=0.03)
+    # Every step has the whole data, so that a skipped one shows as a loss that stays.
+    skipped = np.isclose(half, half[0], rtol=1e-4).sum() - 1
+    assert skipped == 0 if precision == "bf16" else skipped < 12
+    np.testing.assert_allclose(half[skipped:], exact[: len(half) - skipped], rtol=0.03)
     assert half[-1] < half[0]

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from mixtures import mixture
+from packaging.version import Version
 from ranks import run_ranks
 from safetensors.torch import load_file
 from streamed_runs import diary, in_process, train, weights_of_one_rank
 from tiny import tiny_mm1
 from transformers import TrainingArguments
 
+from mm1_hf.model.versions import SAVES_SPLIT_WEIGHTS
 from mm1_hf.training.checkpoints import last_complete_checkpoint
 from mm1_hf.training.streams import MixtureTrainer
 
@@ -52,6 +55,10 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
         assert torch.equal(ended[name], weight), name
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.18"),
+    reason="Trainer restores random states only of a CPU without a number",
+)
 def test_two_ranks_read_their_own_parts_and_go_on_with_them(tmp_path):
     folders = {halves: tmp_path / str(halves) for halves in (False, True)}
     ended = {}
@@ -81,6 +88,8 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
         model=tiny_mm1()[0], args=arguments(tmp_path, ignore_data_skip=True, save_steps=1), train_dataset=mixture()
     )
     run.train()
+    if not SAVES_SPLIT_WEIGHTS:
+        pytest.skip("no run of this transformers splits its weights")
     run.args.max_steps = 2
     run.is_distributed_loading_by_transformers = True
     with pytest.raises(ValueError, match="weights were not split over processes"):

@@ -10,6 +10,7 @@ from transformers import MixtralConfig, Trainer, TrainingArguments, default_data
 from mm1_hf import MM1Config, MM1ConnectorConfig, MM1ForConditionalGeneration, MM1TextForCausalLM
 from mm1_hf.data.collation import MM1Collator
 from mm1_hf.model.segment_attention import SEGMENT_SDPA
+from mm1_hf.model.versions import ENABLES_CHECKPOINTING
 from mm1_hf.training.trainer import MM1Trainer
 
 
@@ -192,11 +193,12 @@ def test_checkpointing_with_a_frozen_encoder_keeps_no_graph_of_it(reentrant, tmp
     batch = collator(rows())
     assert saved_bytes(model.train(), batch) > 0
     model.model.vision_tower.requires_grad_(False)
-    settings = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    checkpointing = ENABLES_CHECKPOINTING.removesuffix("_enable")
+    settings = {checkpointing: True, f"{checkpointing}_kwargs": {"use_reentrant": reentrant}}
     run = trainer(tmp_path, model, **settings)
     before = weights(run)
     run.train()
-    assert model.is_activation_checkpointing
+    assert getattr(model, f"is_{checkpointing}")
     model.zero_grad()
     # PEFT does so before it trains adapters on a frozen model.
     model.enable_input_require_grads()
