@@ -234,6 +234,14 @@ class BalancedBatchSampler(Sampler[list[int]]):
         """
         self.epoch = epoch
 
+    @property
+    def sampler(self) -> "BalancedBatchSampler":
+        """
+        Itself: accelerate sets the epoch of a batch sampler's `sampler`. On transformers 5.16, nothing else sets the epoch
+        after the batches of a checkpoint were skipped.
+        """
+        return self
+
     def plan(self) -> list[list[list[int]]]:
         """
         The batches of all ranks in this epoch: a list of forward passes, each with one batch for each rank. A batch is
