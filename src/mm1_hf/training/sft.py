@@ -26,7 +26,8 @@ _TRIED = 10
 _SOURCE = "the data set"
 # The values of TRL's options that MM1SFTTrainer follows.
 _FOLLOWED: dict[str, tuple[Any, ...]] = {
-    "loss_type": ("nll",),
+    # The default before TRL 1.15 is the same loss, computed in chunks.
+    "loss_type": ("nll", "chunked_nll"),
     "packing_strategy": ("bfd",),
     "completion_only_loss": (None, True),
     "pad_to_multiple_of": (None,),
