@@ -6,7 +6,7 @@ VLLM := .venv-vllm
 LMMS := .venv-lmms
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup quickstart test test-all fuzz test-versions test-vllm test-lmms lint format docs clean
+.PHONY: help setup quickstart test test-all fuzz test-versions test-vllm test-lmms bench lint format docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt parts.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[pretrain,quickstart,quantize,serve,eval,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[data,data-extras,quickstart,quantize,serve,eval,dev]'
 	$(BIN)/pip install --quiet --no-deps -r parts.txt
 	@touch $@
 
@@ -85,6 +85,10 @@ lint: $(READY)  ## Check style, transformers' structural rules and types
 format: $(READY)  ## Mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(READY)  ## Measure speed and memory against rivals on this machine, which takes hours on a CPU, and write docs/benchmarks.md
+	$(BIN)/python -m benchmarks.suite --scale cpu --output benchmarks/results/suite-cpu.json
+	$(BIN)/python -m benchmarks.page docs/benchmarks.md
 
 docs: $(READY)  ## Write the generated pages of docs/
 	$(BIN)/python -m mm1_hf.accounting.presets_page > docs/presets.md

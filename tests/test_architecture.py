@@ -25,8 +25,9 @@ ALLOWED: dict[str, set[str]] = {
     ROOT: {"model"},
     "reporting": set(),
     "accounting": {"model", ROOT},
-    "data": {"model", ROOT, "reporting"},
-    "corpus": {"data"},
+    # grounding: how points and boxes of a record are written.
+    "data": {"model", ROOT, "reporting", "grounding"},
+    "corpus": {"data", "grounding", "model", "reporting"},
     "convert": {"model", ROOT},
     "grounding": {"model", ROOT},
     "training": _DATA_ROOMS,
@@ -35,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "hub": _ABOVE_TRAINING,
     "inspection": _ABOVE_TRAINING,
     "quickstart": _APPLICATIONS,
-    "cli": {*_APPLICATIONS, "inspection", "quickstart"},
+    "cli": {*_APPLICATIONS, "corpus", "inspection", "quickstart"},
 }
 
 

@@ -74,6 +74,45 @@ def test_sft_packing(tmp_path, monkeypatch):
     assert {"hardware", "python", "torch", "trl", "commit"} <= set(result)
 
 
+def test_shared_images(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS.parent)
+    output = tmp_path / "results" / "shared_images.json"
+    options = {
+        "pictures": 6,
+        "questions": 8,
+        "length": 256,
+        "side": 28,
+        "tokens": 4,
+        "width": 32,
+        "layers": 1,
+        "rounds": 1,
+    }
+    command = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["shared_images.py", "--output", str(output), *command])
+    load("shared_images").main()
+    result = json.loads(output.read_text())
+    separate, shared = "picture once per question", "picture once"
+    assert result["rows"][shared] < result["rows"][separate]
+    assert result["positions_of_a_question"][shared] < result["positions_of_a_question"][separate]
+    assert result["mean_loss_before_training"][shared] == pytest.approx(
+        result["mean_loss_before_training"][separate], abs=1e-4
+    )
+    for kind, ratio in result["times_the_separate_rows"].items():
+        assert ratio == pytest.approx(result[kind][shared] / result[kind][separate])
+    assert {"hardware", "versions", "commit"} <= set(result)
+
+
+def test_the_bars_of_the_quickstart(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS.parent)
+    judge = load("quickstart").judge
+    good = {"overall": {"model": 0.93, "shuffled": 0.7}, "shape": {"model": 0.96}, "colour": {"model": 0.9}}
+    assert all(judge(good, 5.9, "bfloat16").values()) and all(judge(good, 11.9, "float32").values())
+    assert [name for name, passed in judge(good, 6.1, "bfloat16").items() if not passed] == ["6 minutes"]
+    blind = good | {"overall": {"model": 0.93, "shuffled": 0.8}, "colour": {"model": 0.84}}
+    failed = [name for name, passed in judge(blind, 1, "bfloat16").items() if not passed]
+    assert failed == ["colour 85%", "20% more than with shuffled images"]
+
+
 def test_a_large_image_costs_the_memory_of_its_tiles(tmp_path, monkeypatch):
     output = tmp_path / "results" / "tile_memory.json"
     monkeypatch.setattr(sys, "argv", ["tile_memory.py", "--output", str(output)])
@@ -84,6 +123,23 @@ def test_a_large_image_costs_the_memory_of_its_tiles(tmp_path, monkeypatch):
     assert encoder["flat"] <= 1.2
     assert encoder["padded"] == pytest.approx(320 / 41, rel=0.1)
     assert step["balanced"] <= 1.2 < step["one batch"]
+
+
+def test_image_repeats(tmp_path, monkeypatch, capsys):
+    benchmark = load("image_repeats")
+    # Fewer pages have a smaller pool, so that images repeat.
+    monkeypatch.setattr(benchmark, "POOL", 200)
+    output = tmp_path / "results" / "image_repeats.json"
+    benchmark.main(["--output", str(output), "--images", "2000", "--folder", str(tmp_path)])
+    result = json.loads(output.read_text())
+    assert {"hardware", "python", "datatrove", "commit", "summary", "disk_bytes"} <= set(result)
+    assert result["images"] == 2000 and result["pages"] == 200
+    assert 0 < result["repeated_images"] < result["different_images"] < 2000
+    dropped = result["passes"]["drop images"]["result"]
+    assert dropped["image kept"] + result["images_dropped"] == 2000
+    assert json.loads(capsys.readouterr().out) == result["summary"]
+    with pytest.raises(SystemExit):
+        benchmark.main(["--output", str(output), "--images", "5"])
 
 
 def test_the_table_of_gpu_tests(tmp_path, monkeypatch, capsys):
@@ -112,3 +168,28 @@ def test_the_table_of_gpu_tests(tmp_path, monkeypatch, capsys):
     assert outcomes["test_bad"][0] == "failure" and len(outcomes) == 3
     printed = capsys.readouterr().out
     assert "A GPU, torch" in printed and "test_skipped  skipped" in printed
+
+
+def test_evaluation_compares_the_same_questions_and_divides_the_right_times(tmp_path):
+    benchmark = load("evaluation")
+    benchmark.write_data(tmp_path / "shared", 30, 9673, True)
+    benchmark.write_data(tmp_path / "single", 30, 5000, False)
+    task = benchmark.load_task("easy_vqa")
+    shared, single = (benchmark.read_samples(task, data=tmp_path / name) for name in ("shared", "single"))
+    assert len(shared) == len(single) == 30
+    pictures = [{sample.images[0].read() for sample in samples} for samples in (shared, single)]
+    assert len(pictures[0]) < 10 and len(pictures[1]) == 30
+    pools = [len(benchmark.read_samples(task, data=tmp_path / name, shots=True)) for name in ("shared", "single")]
+    assert pools == [8, 12]
+    # 10 questions in 1 s; the text of 4 shots costs 2 s, their pictures 0.2 s.
+    seconds = {("mm1 eval", 0): 1.0, ("mm1 eval", 4): 3.2, ("lmms-eval", 0): 1.5, ("lmms-eval", 4): 6.4}
+    seconds |= {("mm1 eval, pictures known", 0): 0.9, ("mm1 eval, pictures known", 4): 2.9}
+    timings = {key: [(value, 2 * value), (value, 2 * value)] for key, value in seconds.items()}
+    found = benchmark.ratios(timings, 10)
+    for kind, factor in (("processor", 1), ("wall", 2)):
+        assert found[f"{kind}_seconds_of_a_question"]["mm1 eval"] == {
+            "0": pytest.approx(0.1 * factor),
+            "4": pytest.approx(0.32 * factor),
+        }
+        assert found[f"times_lmms_eval_{kind}"] == {"0": pytest.approx(1.5), "4": pytest.approx(2.0)}
+        assert found[f"shots_beyond_text_{kind}"] == pytest.approx(1.2)

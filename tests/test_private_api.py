@@ -71,7 +71,15 @@ ATTRIBUTES = {
 }
 
 # Of torch and the standard library, not of transformers.
-_OTHERS = {"_fields", "_grouped_mm", "_local_scalar_dense", "_is_replica", "_load_from_state_dict"}
+_HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
+_OTHERS = _HOOKS | {
+    "_fields",
+    "_grouped_mm",
+    "_local_scalar_dense",
+    "_is_replica",
+    "_load_from_state_dict",
+    "_replace",
+}
 _LIBRARIES = ("transformers", "trl")
 
 

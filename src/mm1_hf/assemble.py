@@ -21,11 +21,12 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import logging
 
-from .model.configuration_mm1 import ConnectorType, MM1Config, MM1ConnectorConfig, vision_grid_size
+from .model.configuration_mm1 import ConnectorType, MM1Config, MM1ConnectorConfig
 from .model.image_processing_mm1 import MM1ImageProcessor
 from .model.modeling_mm1 import MM1ForConditionalGeneration
 from .model.processing_mm1 import MM1Processor
 from .model.vision import resize_positions
+from .model.vision_sizes import vision_grid_size
 
 
 IMAGE_TOKEN = "<image>"

@@ -10,9 +10,10 @@ from tiny import tiny_mm1
 
 from mm1_hf.data.chats import FORMS, Chat
 from mm1_hf.data.collation import MM1Collator
-from mm1_hf.data.documents import ImagePart, Unusable
+from mm1_hf.data.documents import Document, ImagePart, Unusable
 from mm1_hf.data.layouts import LAYOUTS
 from mm1_hf.data.messages import said_beside
+from mm1_hf.data.two_captions import TwoCaptions
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data-formats.md").read_text(encoding="utf-8")
@@ -25,6 +26,9 @@ CASES = [
 
 def shown(document) -> str:
     images = iter(document.images)
+    if isinstance(document, TwoCaptions):
+        alt = Document(document.kind, document.parts, document.name)
+        return f"{shown(alt)}` or `{shown(document.synthetic)}"
     if not isinstance(document, Chat):
         return "".join(f"[{part.source}]" if isinstance(part, ImagePart) else part for part in document.parts)
     turns = []
@@ -69,6 +73,6 @@ def test_the_collator_reads_and_refuses_the_same(record, result, tmp_path):
         return
     text = processor.decode(MM1Collator(processor)([example])["input_ids"][0]).replace("\u200b", "")
     for turn in result.strip("`").split(" / "):
-        words = re.sub(r"\[\d\.jpg\]", "<image>" * processor.num_image_tokens, turn.partition(": ")[2])
+        words = re.sub(r"\[(?:\d\.jpg|data:[^]]*)\]", "<image>" * processor.num_image_tokens, turn.partition(": ")[2])
         assert "tool_call" in turn or words.replace("⏎", "\n") in text
         text = text.partition("<|im_end|>")[2]

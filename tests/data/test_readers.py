@@ -418,7 +418,7 @@ def test_the_folder_of_many_records_costs_no_memory(tmp_path):
             "a.jsonl",
             '{"text": "a"}',
             "captions",
-            "There is no layout 'captions'; choose one of documents, caption, llava",
+            "There is no layout 'captions'; choose one of documents, caption, two_captions, llava",
         ),
         ("a.jsonl", "", "text", "has no records in the split 'train'|corresponds to no data"),
         ("a.parquet", None, "text", "has no records in the split 'train'|corresponds to no data"),

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from fuzzing import PARTS, Tally, mutate_json, number_of_cases
+from fuzzing import PARTS, Tally, mutate, mutate_json, number_of_cases
 from PIL import Image
+from stand_ins import encoded, picture
 from tiny import tiny_mm1
 
 from mm1_hf.data.documents import Unusable
@@ -69,10 +70,35 @@ def read(layout: str, record: dict, encoder: ChatEncoder) -> None:
         assert pixels.isfinite().all()
 
 
+def broken_file(draw: random.Random) -> tuple[str, dict]:
+    """A record whose images lie in one broken file, of the layouts that read such files."""
+    layout = draw.choice(("idl", "mint1t", "pdfa", "rendered_text"))
+    images = [picture(index, 12 + index, 9).convert(draw.choice(("RGB", "L", "1"))) for index in range(3)]
+    kind, extension = {"pdfa": ("PDF", "pdf"), "rendered_text": ("PNG", "png")}.get(layout, ("TIFF", "tif"))
+    content = encoded(*images, kind=kind) if kind != "PNG" else encoded(images[0])
+    lines = [{"text": ["A bus."], "lines": {"text": ["A bus."]}} for _ in images]
+    inner = {"texts": [None, "a", None, None], "images": ["x", None, "y", "z"], "pages": lines}
+    inner["ocr_annotation"] = {"text": ["A bus."]}
+    for _ in range(draw.choice((0, 0, 1))):
+        inner = mutate_json(inner, draw)
+    content = mutate(content, draw) if draw.random() < 0.8 else content
+    held = content if draw.random() < 0.5 else {"bytes": content, "path": f"0.{extension}"}
+    return layout, {extension: held, "json": inner, "__key__": str(draw.random())}
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_records_of_broken_files(part, encoder, tally: Tally):
+    for case in range(part, max(number_of_cases(KIND, 2), 80), PARTS):
+        draw = random.Random(f"file {case}")
+        layout, record = broken_file(draw)
+        tally.run(f"file {case}, {layout}", lambda lay=layout, rec=record: read(lay, rec, encoder), (Unusable,))
+    assert tally.outcomes["read"]
+
+
 @pytest.mark.parametrize("part", range(PARTS))
 def test_broken_records(part, encoder, folder, tally: Tally):
     assert {layout for layout, _ in WHOLE} == set(LAYOUTS)
-    for case in range(part, number_of_cases(KIND), PARTS):
+    for case in range(part, number_of_cases(KIND, 2), PARTS):
         draw = random.Random(case)
         layout, record = broken(draw, folder)
         tally.run(f"case {case}, {layout}", lambda lay=layout, rec=record: read(lay, rec, encoder), (Unusable,))

@@ -183,9 +183,26 @@ def unpooled_settings(chat_settings, tmp_path) -> str:
     return str(tmp_path / "linear.yaml")
 
 
+@pytest.fixture
+def apart_settings(chat_settings, tmp_path) -> str:
+    """With several questions about each image, which do not see each other."""
+    rows = [{"messages": CHAT * 3, "images": [{"bytes": png(index), "path": None}]} for index in range(60)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "questions.parquet")
+    written = yaml.safe_load(Path(chat_settings).read_text(encoding="utf-8"))
+    source = {"path": str(tmp_path / "questions.parquet"), "layout": "chat", "weight": 1.0, "separate_exchanges": True}
+    written |= {"sources": {"questions": source}, "sequence_length": 640}
+    (tmp_path / "apart.yaml").write_text(yaml.safe_dump(written), encoding="utf-8")
+    return str(tmp_path / "apart.yaml")
+
+
 @pytest.mark.parametrize(
     ("kind", "run"),
-    [(PretrainingSettings, "settings"), (SFTSettings, "chat_settings"), (SFTSettings, "unpooled_settings")],
+    [
+        (PretrainingSettings, "settings"),
+        (SFTSettings, "chat_settings"),
+        (SFTSettings, "unpooled_settings"),
+        (SFTSettings, "apart_settings"),
+    ],
 )
 def test_rows_of_a_mixture_are_those_that_training_reads(kind, run, request):
     settings = load_settings(kind, request.getfixturevalue(run))
@@ -203,6 +220,7 @@ def test_rows_of_a_mixture_are_those_that_training_reads(kind, run, request):
             assert batch[name][place].tolist() == values, name
         assert len(row.segments) == int(batch["segment_ids"][place].max()) > 1
         assert not reading.warnings
+        assert reading.branches == (3 * len(row.segments) if run == "apart_settings" else 0)
     tiles = sum(len(inspect_mixture(settings, number).tiles) for number in (0, 1))
     assert tiles == len(batches[0].get("pixel_values", ()))
 

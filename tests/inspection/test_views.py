@@ -8,7 +8,9 @@ from PIL import Image
 from tiny import tiny_mm1
 
 from mm1_hf.data.documents import Document, ImagePart
-from mm1_hf.data.examples import ExampleEncoder
+from mm1_hf.data.examples import ChatEncoder, ExampleEncoder
+from mm1_hf.data.layouts import LAYOUTS
+from mm1_hf.data.shared_images import take_apart
 from mm1_hf.inspection.row_page import write_page
 from mm1_hf.inspection.rows import InspectedRow
 from mm1_hf.inspection.sources import inspect_chat, inspect_packed
@@ -34,6 +36,19 @@ def packed() -> InspectedRow:
     documents = [Document("caption", (image, f"caption {number}"), f"pair {number}") for number in range(2)]
     examples = [example for pieces in encoder.encode(documents) for example in pieces]
     return inspect_packed(encoder, examples, 64, "a packed row")
+
+
+@pytest.fixture(scope="module")
+def apart() -> InspectedRow:
+    processor = tiny_mm1()[1]
+    image = Image.new("RGB", (30, 20), "blue")
+    documents = [
+        take_apart(LAYOUTS["chat"]({"messages": CHAT * number, "images": [image]}, f"picture {number}"))
+        for number in (2, 3)
+    ]
+    encoder = ChatEncoder(processor, 512)
+    examples = [example for pieces in encoder.encode(documents) for example in pieces]
+    return inspect_packed(encoder, examples, 512, "a row with branches")
 
 
 class Page(HTMLParser):
@@ -122,3 +137,15 @@ def test_the_page_escapes_what_the_data_say(chat, tmp_path):
     write_page(tmp_path / "row.html", chat)
     text = (tmp_path / "row.html").read_text(encoding="utf-8")
     assert "<title>a &lt;row&gt;</title>" in text and "<b>A" not in text
+
+
+def test_branches_are_named_after_their_example(apart, tmp_path):
+    named = [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3)]
+    shown = render(apart, colour=False)
+    assert "2 examples with 5 branches, 2 images" in shown
+    assert re.findall(r"example (\d), branch (\d)", shown) == [(str(one), str(two)) for one, two in named]
+    assert [shown.count(f"example {number}: picture {number + 1}") for number in (1, 2)] == [1, 1]
+    write_page(tmp_path / "row.html", apart)
+    page = (tmp_path / "row.html").read_text(encoding="utf-8")
+    assert re.findall(r"example (\d) &middot; branch (\d)", page) == [(str(one), str(two)) for one, two in named]
+    assert "<dt>branches</dt><dd>5</dd>" in page

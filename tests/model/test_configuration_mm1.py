@@ -3,10 +3,9 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import CLIPVisionConfig, Dinov2Config, LlamaConfig, SiglipVisionConfig
+from transformers import CLIPVisionConfig, LlamaConfig
 
 from mm1_hf import MM1Config, MM1ConnectorConfig, MM1TextConfig
-from mm1_hf.model.configuration_mm1 import vision_grid_size
 
 
 VISION = {
@@ -221,24 +220,6 @@ def test_a_dense_decoder_has_no_sparse_layer_and_a_sparse_one_at_least_one(layer
     if period <= layers:
         sparse = MM1TextConfig(**fields, num_experts=4)
         assert sum(sparse.is_sparse_layer(layer) for layer in range(layers)) == layers // period
-
-
-@pytest.mark.parametrize(
-    ("config", "grid"),
-    [
-        (CLIPVisionConfig(image_size=336, patch_size=14), 24),
-        # SigLIP's so400m: the last 6 pixels belong to no patch.
-        (SiglipVisionConfig(image_size=384, patch_size=14), 27),
-        (Dinov2Config(image_size=[518, 518], patch_size=[14, 14]), 37),
-    ],
-)
-def test_the_grid_is_the_encoder_s(config, grid):
-    assert vision_grid_size(config) == grid
-
-
-def test_an_encoder_of_oblong_images_is_refused():
-    with pytest.raises(ValueError, match="square"):
-        vision_grid_size(Dinov2Config(image_size=[224, 448]))
 
 
 def test_plans_name_only_what_the_decoder_has():

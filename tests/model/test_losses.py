@@ -20,11 +20,12 @@ def reference_router_losses(router_logits, mask, reduction) -> tuple[float, floa
                 continue
             row = [float(value) for value in layer[token]]
             exponentials = [math.exp(value) for value in row]
-            counted += 1
-            chosen[row.index(max(row))] += 1
+            times = 1 if mask is None else mask[token]
+            counted += times
+            chosen[row.index(max(row))] += times
             for expert in range(experts):
-                probability[expert] += exponentials[expert] / sum(exponentials)
-            z += math.log(sum(exponentials)) ** 2
+                probability[expert] += times * exponentials[expert] / sum(exponentials)
+            z += times * math.log(sum(exponentials)) ** 2
         counted = max(counted, 1)
         balances.append(experts * sum(c / counted * p / counted for c, p in zip(chosen, probability, strict=True)))
         zs.append(z / counted)
@@ -33,15 +34,15 @@ def reference_router_losses(router_logits, mask, reduction) -> tuple[float, floa
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize("mask", [None, "padding", "segments", "empty"])
+@pytest.mark.parametrize("mask", [None, "padding", "branches", "empty"])
 def test_router_losses_equal_a_loop_over_the_tokens(reduction, mask):
     torch.manual_seed(0)
     router_logits = tuple(torch.randn(12, 5) * 2 for _ in range(3))
     token_mask = {
         None: None,
         "padding": torch.tensor([[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]]),
-        # Numbers of segments are no weights.
-        "segments": torch.tensor([[1, 1, 2, 2, 3, 0], [1, 2, 2, 2, 2, 7]]),
+        # Shared beginnings of two and of three branches.
+        "branches": torch.tensor([[2, 2, 1, 1, 1, 0], [3, 3, 1, 1, 1, 1]]),
         "empty": torch.zeros(2, 6, dtype=torch.long),
     }[mask]
     flat = None if token_mask is None else token_mask.flatten().tolist()

@@ -4,65 +4,15 @@ other without an error."""
 import pytest
 import torch
 from flash import torch_varlen_attention, use_flash
-from tiny import tiny_vision
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Trainer, TrainingArguments
+from packed_models import DECODERS, IMAGE, SPARSE, TOKENS, build, close, concatenate, step, tiles, words
+from transformers import AutoModelForCausalLM
 from transformers.utils import find_labels, is_flash_attn_2_available
 
-from mm1_hf import MM1Config, MM1ForConditionalGeneration, MM1TextConfig, MM1TextForCausalLM
+from mm1_hf import MM1ForConditionalGeneration, MM1TextForCausalLM
 from mm1_hf.model.segment_attention import SEGMENT_SDPA
 
 
-IMAGE = 63
-TOKENS = 4
-TEXT = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-# Windows smaller than the segments below.
-DECODERS = {
-    "mm1_text": {},
-    "llama": {},
-    "mistral": {"sliding_window": 3},
-    "qwen3": {"head_dim": 8},
-    "gemma3_text": {
-        "head_dim": 8,
-        "sliding_window": 3,
-        "layer_types": ["sliding_attention", "full_attention"],
-    },
-}
-SPARSE = {"num_experts": 4, "moe_intermediate_size": 16, "router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.1}
 LENGTHS = [9, 6, 9]
-
-
-def build(kind: str = "mm1_text", **fields) -> MM1ForConditionalGeneration:
-    fields = {**TEXT, **DECODERS.get(kind, {}), **fields}
-    config = MM1Config(
-        vision_config=tiny_vision().config,
-        text_config=MM1TextConfig(**fields) if kind == "mm1_text" else CONFIG_MAPPING[kind](**fields),
-        connector_config={"num_tokens": TOKENS, "hidden_size": 16, "depth": 1},
-        image_token_id=IMAGE,
-    )
-    model = MM1ForConditionalGeneration(config)
-    torch.manual_seed(0)
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name and "weight" in name else 0.0, std=0.2)
-    return model.eval()
-
-
-def words(number: int, seed: int) -> list[int]:
-    return torch.randint(3, IMAGE, (number,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def tiles(number: int, seed: int = 3) -> torch.Tensor:
-    return torch.rand(number, 3, 56, 56, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def examples() -> list[dict[str, torch.Tensor]]:
@@ -101,10 +51,6 @@ PACKED_STARTS = [0, 9, 15]
 
 def separate_logits(model) -> torch.Tensor:
     return torch.cat([model(**each).logits for each in examples()], dim=1)
-
-
-def close(got, expected, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
 
 
 # Attention implementations
@@ -345,30 +291,6 @@ def test_trainer_s_evaluation_asks_for_nothing_but_labels(model_class):
     assert find_labels(model_class) == ["labels"]
 
 
-def step(model, rows: list[dict], collate, folder, **arguments) -> tuple[dict[str, torch.Tensor], float]:
-    """The weights after one step of plain gradient descent, and the loss of an evaluation after it."""
-    args = TrainingArguments(
-        output_dir=str(folder),
-        use_cpu=True,
-        max_steps=1,
-        learning_rate=0.1,
-        lr_scheduler_type="constant",
-        optim="sgd",
-        max_grad_norm=0.0,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        prediction_loss_only=True,
-        **arguments,
-    )
-    trainer = Trainer(model=model, args=args, train_dataset=rows, eval_dataset=rows, data_collator=collate)
-    trainer.train()
-    assert model.config.text_config.use_cache, "the trap: Trainer turns the cache off at the top only"
-    loss = trainer.evaluate()["eval_loss"]
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}, loss
-
-
 def separate_rows() -> list[dict[str, torch.Tensor]]:
     """The three examples as rows, the shorter one padded."""
     rows = []
@@ -384,10 +306,6 @@ def separate_rows() -> list[dict[str, torch.Tensor]]:
             }
         )
     return rows
-
-
-def concatenate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 @pytest.mark.parametrize(("kind", "fields"), [*((kind, {}) for kind in DECODERS), ("mm1_text", SPARSE)])

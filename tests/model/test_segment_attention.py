@@ -103,9 +103,7 @@ def test_a_layer_that_is_not_causal_is_refused(layer_is_causal):
 def test_buckets_are_computed_once_per_forward(decoder, monkeypatch):
     calls = []
     for module in (segments_module, segment_attention):
-        monkeypatch.setattr(
-            module, "segment_buckets", lambda boundaries: calls.append(1) or segment_buckets(boundaries)
-        )
+        monkeypatch.setattr(module, "segment_buckets", lambda *given: calls.append(1) or segment_buckets(*given))
     torch.manual_seed(0)
     connector = MM1ConnectorConfig(num_tokens=4, hidden_size=32)
     model, _ = assemble(tiny_vision(), TINY_DECODERS[decoder](), connector, tokenizer=byte_tokenizer(), verbose=False)

@@ -11,11 +11,9 @@ from transformers import (
     Dinov2WithRegistersModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
-    Siglip2VisionConfig,
     SiglipVisionConfig,
 )
 
-from mm1_hf.model.configuration_mm1 import vision_sizes
 from mm1_hf.model.image_processing_mm1 import MM1ImageProcessor
 from mm1_hf.model.vision import build_vision_tower, encode, normalize_levels
 
@@ -222,14 +220,6 @@ def test_sizes_may_be_pairs():
     expected = encode(tower, tiles(), False)[1]
     tower.config.patch_size = [14, 14]
     assert torch.equal(encode(tower, tiles(), False)[1], expected)
-
-
-def test_naflex_encoders_are_refused_by_their_fields():
-    """SigLIP 2's fixed-resolution checkpoints are of SigLIP's own type; its NaFlex ones know no square tile."""
-    with pytest.raises(
-        ValueError, match=r"'siglip2_vision_model' configuration has image_size=None and patch_size=16"
-    ):
-        vision_sizes(Siglip2VisionConfig())
 
 
 def test_uint8_levels_become_the_image_processor_s_values():

@@ -19,9 +19,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mm1_hf.accounting.parameters import active_share, expert_parameters
-from mm1_hf.model.configuration_mm1 import MM1Config, vision_grid_size
+from mm1_hf.model.configuration_mm1 import MM1Config
 from mm1_hf.model.connectors import AttentionPooling, CAbstractor
 from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
+from mm1_hf.model.vision_sizes import vision_grid_size
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mm1_hf.convert.engine import (
     target_names,
     write_model,
 )
-from mm1_hf.model.configuration_mm1 import vision_sizes
+from mm1_hf.model.vision_sizes import vision_sizes
 
 
 _NAMES = ("open_clip_model", "open_clip_pytorch_model", *WEIGHT_NAMES)

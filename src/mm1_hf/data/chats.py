@@ -13,6 +13,7 @@ from mm1_hf.data.documents import Document, Unusable
 from mm1_hf.data.media import given_image, is_empty, of_json, read_text, require_read
 from mm1_hf.data.messages import Message, image_columns, place_images, read_messages, without_none
 from mm1_hf.data.raw_records import WRONG_LAYOUT, Record
+from mm1_hf.data.region_marks import with_regions_as_text
 from mm1_hf.data.wall import require_unicode
 
 
@@ -138,16 +139,17 @@ def read_conversation(example: Record, name: str, forms: Collection[str] | None 
     found = [form for form in found if FORMS[form].whole] or found
     if not found:
         if forms is None and FORMS[_PREFERENCE].holds(example):
-            raise Unusable(
-                WRONG_LAYOUT,
-                f"{name}: the record is a pair of preferences (chosen, rejected). To train on what was chosen, choose the "
-                "layout 'preference'",
-            )
+            raise _pair_of_preferences(name)
         return None
     if len(found) > 1:
         raise Unusable(WRONG_LAYOUT, f"{name}: the record holds several conversations: {' and '.join(found)}")
     (form,) = found
+    if any(example.get(column) is False for column in ("label", "kto_tag")):
+        raise Unusable(WRONG_LAYOUT, f"{name}: its label says that this answer was not wanted")
+    example = with_regions_as_text(example, name)
     messages, given_turns = FORMS[form].read(example, name)
+    if forms is None and messages[-1]["role"] == "user" and FORMS[_PREFERENCE].holds(example):
+        raise _pair_of_preferences(name)
     messages = _with_system(messages, example.get("system"), name)
     given_turns = max(given_turns, _without_weights(messages, name))
     tools = _tools(example, name)
@@ -160,6 +162,14 @@ def read_conversation(example: Record, name: str, forms: Collection[str] | None 
                 images += 1
     require_read(example, {*_COLUMNS, *FORMS[form].columns}, images, name)
     return Conversation(form, messages, given_turns, tools)
+
+
+def _pair_of_preferences(name: str) -> Unusable:
+    return Unusable(
+        WRONG_LAYOUT,
+        f"{name}: the record is a pair of preferences (chosen, rejected). To train on what was chosen, choose the layout "
+        "'preference'",
+    )
 
 
 def _with_system(messages: list[Message], system: Any, name: str) -> list[Message]:
@@ -204,8 +214,6 @@ def _of_messages(example: Record, name: str) -> tuple[list[Message], int]:
 
 def _of_prompt(example: Record, name: str) -> tuple[list[Message], int]:
     prompt, completion = (_chat(example, column, name) for column in ("prompt", "completion"))
-    if example.get("label") is False:
-        raise Unusable(WRONG_LAYOUT, f"{name}: its label says that this completion was not wanted")
     return prompt + completion, _assistant_turns(prompt)
 
 
@@ -239,6 +247,25 @@ def _of_texts(example: Record, name: str) -> tuple[list[Message], int]:
         require_read(turn, ("user", "assistant"), 0, f"{name}: an entry of texts")
         messages += _exchange(turn["user"], turn["assistant"], name)
     return messages, 0
+
+
+def _of_questions(example: Record, name: str) -> tuple[list[Message], int]:
+    messages = []
+    for turn in _question_rows(example["questions"]):
+        require_read(turn, ("question", "answer"), 0, f"{name}: an entry of questions")
+        messages += _exchange(turn["question"], turn["answer"], name)
+    return messages, 0
+
+
+def _question_rows(value: Any) -> list[Any]:
+    """The questions of a record with their answers, also as two lists of one length; none if they have another form."""
+    if isinstance(value, Mapping) and value and all(isinstance(column, list) for column in value.values()):
+        same_length = len({len(column) for column in value.values()}) == 1
+        columns = zip(*value.values(), strict=True) if same_length else ()
+        value = [dict(zip(value, row, strict=True)) for row in columns]
+    rows = value if isinstance(value, list) else []
+    asked = all(isinstance(row, Mapping) and {"question", "answer"} <= row.keys() for row in rows)
+    return rows if asked else []
 
 
 def _exchange(question: Any, answer: Any, name: str) -> list[Message]:
@@ -285,17 +312,24 @@ def _of_question(example: Record, name: str) -> tuple[list[Message], int]:
 
 
 def _of_preference(example: Record, name: str) -> tuple[list[Message], int]:
+    if example.get("chosen") is None:
+        # ms-swift: the whole conversation, and what was rejected in place of its last turn.
+        messages = read_messages(example["messages"], name)
+        return messages, max(_assistant_turns(messages) - 1, 0)
     chosen, rejected = (
         _preferred(example[column], f"{name}: {column}", "assistant") for column in ("chosen", "rejected")
     )
-    if is_empty(example.get("prompt")):
+    # LLaMA-Factory has the turns before two answers of one turn each in the columns of a conversation.
+    columns = _PROMPTS if isinstance(example["chosen"], Mapping) else _PROMPTS[:1]
+    column = next((column for column in columns if not is_empty(example.get(column))), None)
+    if column is None:
         same = [first == second for first, second in zip(chosen, rejected, strict=False)]
         prompt = chosen[: same.index(False)] if False in same else []
         if not prompt:
             raise Unusable(WRONG_LAYOUT, f"{name}: there is no prompt, nor turns with which both answers begin")
         chosen = chosen[len(prompt) :]
     else:
-        prompt = _preferred(example["prompt"], f"{name}: prompt", "user")
+        prompt = _preferred(example[column], f"{name}: {column}", "user")
         if chosen[: len(prompt)] == prompt:
             chosen = chosen[len(prompt) :]
     return prompt + chosen, _assistant_turns(prompt)
@@ -337,10 +371,17 @@ class Form:
         if self.columns[0] == "texts":
             texts = example.get("texts")
             return isinstance(texts, list) and any(isinstance(turn, Mapping) for turn in texts)
+        if self.columns[0] == "questions":
+            return bool(_question_rows(example.get("questions")))
+        if self.columns[0] == "chosen" and example.get("chosen") is None:
+            rejected = any(example.get(column) is not None for column in ("rejected_response", "rejected_messages"))
+            return rejected and example.get("messages") is not None
         return all(example.get(column) is not None for column in self.columns[: self.needed])
 
 
 _PREFERENCE = "preference"
+# The columns that hold what comes before the two answers of a pair of preferences.
+_PROMPTS = ("prompt", "conversations", "messages")
 # Columns that every form may have.
 _COLUMNS = ("images", "image", "system", "tools")
 # The forms of conversations, each under its name in error messages and in docs/data-formats.md.
@@ -349,6 +390,7 @@ FORMS: dict[str, Form] = {
     "prompt and completion": Form(("prompt", "completion", "label"), _of_prompt, 2, whole=True),
     "conversations": Form(("conversations", "conversation"), _of_conversations, 1, whole=True),
     "texts": Form(("texts",), _of_texts, 1, whole=True),
+    "questions": Form(("questions",), _of_questions, 1, whole=True),
     "query and response": Form(("query", "response", "history"), _of_query, 2),
     "instruction and output": Form(("instruction", "output", "input", "history"), _of_instruction, 2),
     "question and answer": Form(("question", "answer"), _of_question, 2),

@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from mm1_hf.data.chats import Chat, Message, place_images, require_generation_marks, require_rendered
 from mm1_hf.data.collation import without_first_turns
 from mm1_hf.data.documents import Document, ImagePart, Unusable
+from mm1_hf.data.shared_images import SharedImages, fill, shared_length
 from mm1_hf.data.wall import around_record, require_unicode, result_or_reason, results_or_reasons
 from mm1_hf.model.chat_text import plain_documents
 from mm1_hf.model.image_processing_mm1 import MM1ImageProcessor
@@ -36,6 +37,8 @@ class Example:
         name: name of the document.
         left_out: number of images of the document that are in no piece, because no text was in a row with them. Counted
             at the first piece.
+        branches: lengths of its branches, if it is several examples that share their beginning: what is left of
+            `input_ids` before them. Each branch continues this shared beginning, and does not see the others.
     """
 
     input_ids: np.ndarray
@@ -46,6 +49,7 @@ class Example:
     begins: bool
     name: str
     left_out: int = 0
+    branches: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,9 @@ class ExampleEncoder:
     other document is cut into pieces: between two parts, or, inside a text that alone is longer than a row, at any
     token. An image is never cut; if one image alone is longer than a row, its document is refused. A piece without a
     target, for example one of a long run of images without text between them, is left out.
+
+    Documents that share their images ([`SharedImages`]) become one example with a branch for each of them, or several such
+    examples if they do not fit into a row together. If one of them cannot be used, none of them is.
 
     Whatever goes wrong with a document, of any type, is the reason why it cannot be used, and no other document is
     affected.
@@ -125,6 +132,58 @@ class ExampleEncoder:
         Returns:
             For every document, its examples in order, or the reason why it cannot be used.
         """
+        members = [document.documents if isinstance(document, SharedImages) else (document,) for document in documents]
+        encoded = iter(self._encode_documents([document for each in members for document in each]))
+        found = [[next(encoded) for _ in each] for each in members]
+        return [
+            self._joined(document, each) if isinstance(document, SharedImages) else each[0]
+            for document, each in zip(documents, found, strict=True)
+        ]
+
+    def _joined(self, document: SharedImages, encoded: list[list[Example] | Unusable]) -> list[Example] | Unusable:
+        examples: list[Example] = []
+        for each, part in zip(encoded, document.documents, strict=True):
+            if isinstance(each, Unusable):
+                return each
+            if len(each) > 1:
+                return Unusable("exchange longer than a row", f"{part.name} would be cut into {len(each)} pieces")
+            examples += each
+        return result_or_reason(lambda own: self._with_branches(own, document.name), examples, document.name)
+
+    def _with_branches(self, examples: list[Example], name: str) -> list[Example]:
+        """Joins examples that have the same images into examples with branches, each of which fits a row."""
+        shared = shared_length([example.input_ids for example in examples], [example.learned for example in examples])
+        beginning, first = examples[0].input_ids[:shared], examples[0]
+        rests = [len(example.input_ids) - shared for example in examples]
+        placeholders = sum(
+            int((example.input_ids[shared:] == self.processor.image_token_id).sum()) for example in examples
+        )
+        if placeholders:
+            raise Unusable(
+                "images not shared",
+                f"the examples of {name} do not begin with the same images; the chat template has to write images in "
+                "front of what differs between questions",
+            )
+        if not shared:
+            return examples
+        joined = []
+        for group in fill(rests, self.sequence_length - shared):
+            chosen = [examples[index] for index in group]
+            joined.append(
+                replace(
+                    first,
+                    input_ids=np.concatenate([beginning, *(example.input_ids[shared:] for example in chosen)]),
+                    learned=np.concatenate(
+                        [np.zeros(shared, bool), *(example.learned[shared:] for example in chosen)]
+                    ),
+                    branches=tuple(rests[index] for index in group),
+                    begins=not joined,
+                    name=name,
+                )
+            )
+        return joined
+
+    def _encode_documents(self, documents: Sequence[Document]) -> list[list[Example] | Unusable]:
         checked = [result_or_reason(_require_unicode, document, document.name) for document in documents]
         readable = [
             document for document, why in zip(documents, checked, strict=True) if not isinstance(why, Unusable)
@@ -348,19 +407,12 @@ class ChatEncoder(ExampleEncoder):
         self._layouts_only = copy.copy(processor)
         self._layouts_only.image_processor = _Sizes(processor.image_processor)
 
-    def encode(self, documents: Sequence[Document]) -> list[list[Example] | Unusable]:
-        """
-        Turns conversations, and other documents, into examples.
-
-        Args:
-            documents: the documents, of which any number may be conversations.
-
-        Returns:
-            For every document, its examples in order, or the reason why it cannot be used.
-        """
+    def _encode_documents(self, documents: Sequence[Document]) -> list[list[Example] | Unusable]:
         chats = [document for document in documents if isinstance(document, Chat)]
         encoded = iter(self._encode_chats(chats))
-        others = iter(super().encode([document for document in documents if not isinstance(document, Chat)]))
+        others = iter(
+            super()._encode_documents([document for document in documents if not isinstance(document, Chat)])
+        )
         return [next(encoded) if isinstance(document, Chat) else next(others) for document in documents]
 
     def _encode_chats(self, chats: list[Chat]) -> list[list[Example] | Unusable]:

@@ -38,6 +38,7 @@ _ROLES = {
 _FUNCTION_CALL = "function_call"
 # What a turn says beside its content. Other keys, such as a time or an id, are not meant for a model.
 _SAID = ("tool_calls", "name", "reasoning_content", "reasoning", "thinking", "refusal", "weight")
+_TRAINED = ("train", "training", "loss")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 # The keys under which an image part may hold its image.
@@ -78,6 +79,10 @@ def _message(turn: Any, name: str) -> Message:
         (_entry(turn, "role", "from"), _entry(turn, "content", "value")) if _is_turn(turn) else (None, None)
     )
     said = {key: turn[key] for key in _SAID if turn.get(key) not in (None, "", [])} if role is not None else {}
+    # Axolotl and ms-swift say by a truth value whether a turn is trained on, OpenAI by its weight.
+    trained = [turn[key] for key in _TRAINED if isinstance(turn.get(key), bool)] if role is not None else []
+    if trained:
+        said["weight"] = int(all(trained))
     if isinstance(role, str) and role.strip().lower() == _FUNCTION_CALL:
         said["tool_calls"] = [of_json(read_text(content, name), f"{name}: a function call")]
         role, content = "assistant", None

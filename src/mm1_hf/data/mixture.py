@@ -18,6 +18,8 @@ from mm1_hf.data.layouts import LAYOUTS
 from mm1_hf.data.packing import build_row, pack
 from mm1_hf.data.raw_records import Record
 from mm1_hf.data.records import Records, open_records
+from mm1_hf.data.shared_images import take_apart
+from mm1_hf.data.two_captions import drawn_caption
 from mm1_hf.data.wall import result_or_reason
 
 
@@ -41,6 +43,11 @@ class Source:
         weight: share of the source in the mixture, relative to the weights of the other sources.
         origin: where the records come from and how they are read, such as `{"path": ...}`. A run can only be resumed
             if this has not changed.
+        synthetic_share: probability, from 0 to 1, with which the synthetic caption of a record is drawn in place of its
+            alt text. It is drawn anew for every record in every epoch. For records of the layout `two_captions` alone;
+            unset, the alt text is used.
+        separate_exchanges: whether the exchanges of a conversation are separate examples, which do not see each other and
+            share the conversation's images in a row; see [`mm1_hf.data.shared_images.take_apart`].
     """
 
     name: str
@@ -48,6 +55,8 @@ class Source:
     layout: str
     weight: float
     origin: Mapping[str, Any] = field(default_factory=dict)
+    synthetic_share: float | None = None
+    separate_exchanges: bool = False
 
 
 class Mixture(IterableDataset):
@@ -77,7 +86,7 @@ class Mixture(IterableDataset):
 
     Raises:
         ValueError: there is no source, a source has no records, two sources have the same name, a layout or the unit
-            is unknown, or a weight is not positive.
+            is unknown, a weight is not positive, or a `synthetic_share` is not between 0 and 1.
     """
 
     def __init__(
@@ -192,6 +201,8 @@ class Mixture(IterableDataset):
         return {
             "sources": {
                 source.name: {"weight": source.weight, "layout": source.layout, **source.origin}
+                | ({} if source.synthetic_share is None else {"synthetic_share": source.synthetic_share})
+                | ({"separate_exchanges": True} if source.separate_exchanges else {})
                 | self._records[source.name]
                 for source in self.sources
             },
@@ -240,6 +251,10 @@ def _check(source: Source) -> None:
     if source.layout not in LAYOUTS:
         raise ValueError(
             f"The source {source.name} has the layout {source.layout!r}; choose one of {', '.join(LAYOUTS)}."
+        )
+    if source.synthetic_share is not None and not 0 <= source.synthetic_share <= 1:
+        raise ValueError(
+            f"The source {source.name} has the synthetic_share {source.synthetic_share}; give a share between 0 and 1."
         )
     if isinstance(source.dataset, datasets.Dataset) and not len(source.dataset):
         raise ValueError(f"The source {source.name} is empty; give it records or remove it.")
@@ -312,10 +327,11 @@ def _amount(examples: Sequence[Example], unit: Unit) -> int:
     return sum(len(example.input_ids) for example in examples)
 
 
-def _document(layout: str, record: Record | Unusable, name: str) -> Document:
+def _document(source: Source, record: Record | Unusable, name: str, key: str) -> Document:
     if isinstance(record, Unusable):
         raise record
-    return LAYOUTS[layout](record, name)
+    document = drawn_caption(LAYOUTS[source.layout](record, name), source.synthetic_share or 0.0, key)
+    return take_apart(document) if source.separate_exchanges else document
 
 
 class _PackedSource:
@@ -328,6 +344,8 @@ class _PackedSource:
     def __init__(self, source: Source, records: Records, mixture: Mixture, drops: Drops, seed: str):
         self.source, self.records, self.drops, self.seed = source, records, drops, seed
         self.encoder, self.window = mixture.encoder, mixture.window
+        # Of captions: the same for all readers, unlike the seed of the packing.
+        self.draw_seed = f"{mixture.seed} {source.name}"
         # The key is the index of the record in its window, and the index of the piece in its document.
         self.waiting: dict[tuple[int, int], Example] = {}
         self.waiting_from = self.window_from = records.state_dict()
@@ -366,7 +384,8 @@ class _PackedSource:
         refused: dict[int, Unusable] = {}
         for place in range(self.window):
             record, name = self.records.read()
-            document = result_or_reason(partial(_document, self.source.layout, name=name), record, name)
+            key = f"{self.draw_seed} {self.records.epoch}"
+            document = result_or_reason(partial(_document, self.source, name=name, key=key), record, name)
             if isinstance(document, Unusable):
                 refused[place] = document
             else:

@@ -12,6 +12,7 @@ from mm1_hf.data.examples import ChatEncoder, Example
 from mm1_hf.data.layouts import layout_named
 from mm1_hf.data.packing import build_row, pack
 from mm1_hf.data.readers import undecoded
+from mm1_hf.data.shared_images import SharedImages, take_apart
 from mm1_hf.data.tables import row_of
 
 
@@ -22,6 +23,7 @@ _TOO_LONG = (
     "text longer than a row",
     "caption longer than a row",
     "image longer than a row",
+    "exchange longer than a row",
 )
 
 
@@ -40,6 +42,8 @@ class PackedDataset(Dataset):
         seed: seed of the random order in which the records are packed.
         window: number of records that are packed together.
         max_dropped_share: largest share of the records that may be left out.
+        separate_exchanges: whether the exchanges of a conversation are separate examples that share its images; see
+            [`mm1_hf.data.shared_images.take_apart`].
 
     Raises:
         ValueError: there is no such layout; or no record can be used, or more of them than `max_dropped_share` cannot,
@@ -55,7 +59,9 @@ class PackedDataset(Dataset):
         seed: int = 0,
         window: int = 1024,
         max_dropped_share: float = 0.05,
+        separate_exchanges: bool = False,
     ):
+        self.separate_exchanges = separate_exchanges
         self.dataset, self.encoder, self.layout = dataset, encoder, layout_named(layout)
         features = undecoded(dataset.features)
         if features != dataset.features:
@@ -92,19 +98,21 @@ class PackedDataset(Dataset):
         examples = []
         for index, document in zip(indices, read, strict=True):
             found = document if isinstance(document, Unusable) else next(encoded)
-            if not isinstance(found, Unusable) and len(found) > 1:
+            whole = not isinstance(document, SharedImages)
+            if whole and not isinstance(found, Unusable) and len(found) > 1:
                 found = Unusable("text longer than a row", f"{found[0].name} would be cut into {len(found)} pieces")
             if isinstance(found, Unusable):
                 self._leave_out(found)
             else:
                 self.drops.seen(_SOURCE)
-                examples.append((index, replace(found[0], images=())))
+                examples += [(index, replace(example, images=())) for example in found]
         return examples
 
     def _document(self, index: int) -> Document | Unusable:
         name = f"record {index}"
         try:
-            return self.layout(row_of(self.dataset, index, name), name)
+            document = self.layout(row_of(self.dataset, index, name), name)
+            return take_apart(document) if self.separate_exchanges else document
         except Unusable as reason:
             return reason
 

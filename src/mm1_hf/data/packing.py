@@ -108,8 +108,8 @@ def build_row(examples: Sequence[Example], sequence_length: int) -> dict[str, to
         sequence_length: number of positions of the row.
 
     Returns:
-        `input_ids`, `labels` and `segment_ids` `(sequence,)`. The segments are numbered from 1. The padding at the end
-        has label -100 and segment 0.
+        `input_ids`, `labels` and `segment_ids` `(sequence,)`. The segments are numbered from 1, and the branches of each
+        from -1 downwards. The padding at the end has label -100 and segment 0.
     """
     input_ids = torch.zeros(sequence_length, dtype=torch.long)
     labels = torch.full((sequence_length,), IGNORED)
@@ -120,6 +120,9 @@ def build_row(examples: Sequence[Example], sequence_length: int) -> dict[str, to
         ids = torch.from_numpy(example.input_ids).long()
         input_ids[start:stop] = ids
         labels[start:stop] = torch.where(torch.from_numpy(example.learned), ids, IGNORED)
-        segment_ids[start:stop] = number
+        shared = len(ids) - sum(example.branches)
+        lengths = torch.tensor([shared, *example.branches])
+        numbers = torch.tensor([number, *range(-1, -len(example.branches) - 1, -1)])
+        segment_ids[start:stop] = numbers.repeat_interleave(lengths)
         start = stop
     return {"input_ids": input_ids, "labels": labels, "segment_ids": segment_ids}

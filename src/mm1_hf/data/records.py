@@ -14,7 +14,9 @@ from mm1_hf.data.tables import row_of
 
 
 class Records(Protocol):
-    """The records that one reader gets from a source, without end."""
+    """The records that one reader gets from a source, without end. `epoch` is that of the last one read, from 0."""
+
+    epoch: int
 
     def read(self) -> tuple[dict[str, Any] | Unusable, str]:
         """
@@ -69,11 +71,11 @@ class _IndexedRecords:
     def __init__(self, dataset: datasets.Dataset, name: str, seed: int, reader: int, readers: int):
         self.dataset, self.name, self.seed = dataset, name, seed
         self.reader, self.readers = reader, readers
-        self.taken = 0
+        self.taken = self.epoch = 0
 
     def read(self) -> tuple[dict[str, Any] | Unusable, str]:
-        epoch, place = divmod(self.reader + self.readers * self.taken, len(self.dataset))
-        index = int(_order(len(self.dataset), self.seed, epoch)[place])
+        self.epoch, place = divmod(self.reader + self.readers * self.taken, len(self.dataset))
+        index = int(_order(len(self.dataset), self.seed, self.epoch)[place])
         self.taken += 1
         name = f"record {index} of {self.name}"
         try:

@@ -35,6 +35,7 @@ def _summary(row: InspectedRow) -> str:
     facts = {
         "positions": f"{lengths[0]:,}",
         "examples": f"{len(row.segments):,}",
+        **({"branches": f"{row.readings[0].branches:,}"} if row.readings[0].branches else {}),
         "images": f"{len(row.images):,}",
         "tiles": f"{len(row.tiles):,}",
         "placeholders per tile": f"{row.tokens_per_tile:,}",
@@ -76,10 +77,11 @@ def _reading(row: InspectedRow, reading: Reading) -> str:
     learned = sum(place.learned for place in positions)
     warnings = "".join(f'<p class="warning">{escape(printable(warning))}</p>' for warning in reading.warnings)
     blocks = []
-    start = 0
+    start = example = 0
     for segment, members in groupby(positions, lambda place: place.segment):
         block = list(members)
-        blocks.append(_segment(row, segment, block, start))
+        example = max(segment, example)
+        blocks.append(_segment(row, segment, example, block, start))
         start += len(block)
     return (
         f"<h2>Labels of {escape(reading.name)}</h2>\n"
@@ -116,12 +118,14 @@ def _class(place: Position) -> str:
     return place.kind
 
 
-def _segment(row: InspectedRow, segment: int, block: list[Position], start: int) -> str:
+def _segment(row: InspectedRow, segment: int, example: int, block: list[Position], start: int) -> str:
     if not segment:
         learned = sum(place.learned for place in block)
         return f'<p class="padding{" wrong" if learned else ""}">{len(block):,} positions of padding</p>'
     name = ""
-    if len(row.segments) > 1:
+    if segment < 0:
+        name = f"<h3>example {example} &middot; branch {-segment}</h3>"
+    elif len(row.segments) > 1:
         name = f"<h3>example {segment} &middot; {escape(printable(row.segments[segment - 1]))}</h3>"
     return (
         f'<div class="segment" style="--hue:{_hue(segment)}">{name}<div class="tokens">'

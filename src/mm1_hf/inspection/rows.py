@@ -32,7 +32,8 @@ class Position:
         token_id: id of the token.
         text: text of the token. If a character takes several tokens, it is the text of the last one.
         label: token id that is the target, or -100 if the position is not a target.
-        segment: number of the example in the row, counted from 1; 0 for padding.
+        segment: number of the example in the row, counted from 1; 0 for padding. The branches of an example, which share
+            its beginning, are numbered from -1 downwards.
         kind: `"image"` for a placeholder, `"indicator"` for the text that says where a tile is.
         tile: index in `pixel_values` of the tile that a placeholder stands for; `None` for other positions.
     """
@@ -73,6 +74,11 @@ class Reading:
         """
         return sum(place.kind == kind and (place.learned or not learned) for place in self.positions)
 
+    @property
+    def branches(self) -> int:
+        """Number of branches: of examples that do not stand alone, but continue a beginning that others continue too."""
+        return sum(segment < 0 for segment, _ in groupby(self.positions, lambda place: place.segment))
+
     def runs(self) -> Iterator[list[Position]]:
         """Yields runs of neighbouring positions that agree in segment, kind, tile and whether they are targets."""
 
@@ -87,7 +93,8 @@ class Reading:
         first = [
             place.learned
             for previous, place in zip((None, *self.positions), self.positions, strict=False)
-            if place.segment and (previous is None or previous.segment != place.segment)
+            # The first token of a branch is predicted by the shared beginning.
+            if place.segment > 0 and (previous is None or previous.segment != place.segment)
         ]
         found = {
             "image placeholders are targets, although the model never writes them": self.count("image", True),
@@ -175,7 +182,7 @@ def read_tokens(
         processor: the model's processor.
         input_ids: token ids, `(sequence,)`.
         labels: `(sequence,)`, -100 for tokens that are not targets.
-        segments: `(sequence,)`, number of each token's example in the row; 0 for padding.
+        segments: `(sequence,)`, number of each token's example in the row; 0 for padding, negative for branches.
         num_tiles: number of tiles of the row.
 
     Raises:

@@ -20,6 +20,7 @@ from mm1_hf.data.packing import build_row
 from mm1_hf.data.raw_records import unwrapped
 from mm1_hf.data.readers import read, read_records
 from mm1_hf.data.tables import row_of
+from mm1_hf.data.two_captions import TwoCaptions
 from mm1_hf.data.wall import around_record
 from mm1_hf.inspection.rows import InspectedRow, RowImage, read_tiles, read_tokens
 from mm1_hf.model.processing_mm1 import MM1Processor
@@ -127,7 +128,8 @@ def _trl_batch(processor: MM1Processor, example: dict[str, Any]) -> dict[str, to
 def inspect_document(processor: MM1Processor, document: Document) -> InspectedRow:
     """
     Inspects a document as pre-training encodes it, or a conversation as fine-tuning encodes it. It is shown as a
-    whole; in a packed row it may be cut into pieces and share the row with others.
+    whole; in a packed row it may be cut into pieces and share the row with others. Of an image with two captions, which
+    training draws one of, both are shown.
 
     Args:
         processor: the model's processor.
@@ -137,10 +139,12 @@ def inspect_document(processor: MM1Processor, document: Document) -> InspectedRo
         Unusable: the document has no targets, or one of its images is broken.
     """
     encoder = (ChatEncoder if isinstance(document, Chat) else ExampleEncoder)(processor, _ANY_LENGTH)
-    (pieces,) = encoder.encode([document])
-    if isinstance(pieces, Unusable):
-        raise pieces
-    return inspect_packed(encoder, pieces, sum(len(piece.input_ids) for piece in pieces), document.name)
+    examples: list[Example] = []
+    for pieces in encoder.encode([document, document.synthetic] if isinstance(document, TwoCaptions) else [document]):
+        if isinstance(pieces, Unusable):
+            raise pieces
+        examples += pieces
+    return inspect_packed(encoder, examples, sum(len(piece.input_ids) for piece in examples), document.name)
 
 
 def inspect_packed(

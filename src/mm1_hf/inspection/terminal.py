@@ -42,9 +42,14 @@ def _heading(row: InspectedRow, colour: bool) -> str:
     placeholders = len(row.tiles) * row.tokens_per_tile
     return (
         f"{_styled(row.title, 'heading', colour)}\n"
-        f"{_number(len(row.segments), 'example')}, {_number(len(row.images), 'image')} as "
+        f"{_number(len(row.segments), 'example')}{_branches(row)}, {_number(len(row.images), 'image')} as "
         f"{_number(len(row.tiles), 'tile')} of {row.tokens_per_tile} placeholders, {placeholders:,} in all"
     )
+
+
+def _branches(row: InspectedRow) -> str:
+    branches = row.readings[0].branches
+    return f" with {branches:,} branches" if branches else ""
 
 
 def _number(count: int, name: str) -> str:
@@ -90,12 +95,15 @@ def _reading(row: InspectedRow, reading: Reading, colour: bool) -> Iterator[str]
     for warning in reading.warnings:
         yield f"  ! {_styled(warning, 'warning', colour)}"
     flow = _Flow(colour)
-    segment = 0
+    segment = example = 0
     for run in reading.runs():
         if run[0].segment != segment:
             segment = run[0].segment
-            if segment and len(row.segments) > 1:
-                flow.break_line()
+            example = max(segment, example)
+            flow.break_line()
+            if segment < 0:
+                flow.add(f"example {example}, branch {-segment}", "quiet")
+            elif segment and len(row.segments) > 1:
                 flow.add(f"example {segment}: {row.segments[segment - 1]}", "quiet")
             flow.break_line()
         flow.add(*_run(row, run))

@@ -73,16 +73,23 @@ def fetch_url(url: str) -> bytes:
 
 def _followed(url: str, deadline: float) -> bytes:
     for _ in range(MAX_REDIRECTS + 1):
-        with _answer(url, deadline) as response:
-            target = response.getheader("Location")
-            if response.status in _REDIRECTS and target is not None:
-                # The standard library decodes headers as Latin-1, whatever they hold.
-                url = urljoin(url, quote(target.encode("latin-1"), f"{_SAFE_IN_TARGET}#"))
+        with open_url(url, deadline) as response:
+            target = redirect_of(url, response)
+            if target is not None:
+                url = target
             elif 200 <= response.status < 300:
-                return _content(response)
+                return read_content(response)
             else:
                 raise ConnectionError(f"the server answered {response.status} {response.reason:.100}")
     raise ConnectionError(f"more than {MAX_REDIRECTS} redirects")
+
+
+class PrivateAddressError(ConnectionError):
+    """A host is not downloaded from, because it has an address that is not public."""
+
+
+class TooLargeError(ConnectionError):
+    """The content of a URL is larger than allowed."""
 
 
 class _Stream(io.RawIOBase):
@@ -118,8 +125,23 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _answer(url: str, deadline: float) -> http.client.HTTPResponse:
-    """Sends a request and reads the head of the answer."""
+def open_url(url: str, deadline: float, user_agent: str = "mm1_hf") -> http.client.HTTPResponse:
+    """
+    Sends a request for one URL, with the checks of [`fetch_url`], and reads the head of the answer. Redirects are not
+    followed.
+
+    Args:
+        url: an `http` or `https` URL.
+        deadline: time of `time.monotonic()` after which nothing of the answer is read.
+        user_agent: the name under which the request is sent.
+
+    Returns:
+        The answer, which must be closed.
+
+    Raises:
+        PrivateAddressError: the host has an address that is not public.
+        OSError: the server cannot be reached, or does not answer in time. Broken answers raise other exceptions too.
+    """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https"):
         raise ConnectionError(f"the scheme is {parts.scheme!r:.50}; only http and https are downloaded")
@@ -152,8 +174,8 @@ def _answer(url: str, deadline: float) -> http.client.HTTPResponse:
             connected.settimeout(min(CONNECT_SECONDS, _left(deadline)))
             connected = _tls().wrap_socket(connected, server_hostname=host)
         request = (
-            f"GET {target} HTTP/1.1\r\nHost: {authority}\r\n{headers}User-Agent: mm1_hf\r\nAccept: image/*, */*;q=0.5\r\n"
-            "Accept-Encoding: identity\r\nConnection: close\r\n\r\n"
+            f"GET {target} HTTP/1.1\r\nHost: {authority}\r\n{headers}User-Agent: {user_agent}\r\n"
+            "Accept: image/*, */*;q=0.5\r\nAccept-Encoding: identity\r\nConnection: close\r\n\r\n"
         )
         return _sent(connected, request, deadline)
     except BaseException:
@@ -169,8 +191,36 @@ def _sent(connected: socket.socket, request: str, deadline: float, method: str =
     return response
 
 
-def _content(response: http.client.HTTPResponse) -> bytes:
-    """The body of an answer, decompressed."""
+def redirect_of(url: str, response: http.client.HTTPResponse) -> str | None:
+    """
+    The URL that an answer redirects to, or `None` if it is not a redirect.
+
+    Args:
+        url: the URL that was asked for.
+        response: the answer.
+    """
+    target = response.getheader("Location")
+    if response.status not in _REDIRECTS or target is None:
+        return None
+    # The standard library decodes headers as Latin-1, whatever they hold.
+    return urljoin(url, quote(target.encode("latin-1"), f"{_SAFE_IN_TARGET}#"))
+
+
+def read_content(response: http.client.HTTPResponse, max_bytes: int | None = None) -> bytes:
+    """
+    The body of an answer, decompressed.
+
+    Args:
+        response: the answer.
+        max_bytes: largest size of the content, in bytes, after decompression. Unset, it is `MAX_BYTES`.
+
+    Raises:
+        TooLargeError: the content is larger. No more than this number of bytes is kept in memory.
+        OSError: the server stops sending, or the content is cut off or compressed in another way than gzip or deflate.
+    """
+    max_bytes = MAX_BYTES if max_bytes is None else max_bytes
+    if response.length is not None and response.length > max_bytes:
+        raise TooLargeError(f"the content is larger than {max_bytes:,} bytes")
     encoding = response.getheader("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
         raise ConnectionError(f"the content is compressed as {encoding!r:.50}, although that was not asked for")
@@ -180,10 +230,10 @@ def _content(response: http.client.HTTPResponse) -> bytes:
     size = 0
     for block in _blocks(response):
         if decompressor is not None:
-            block = decompressor.decompress(block, MAX_BYTES - size + 1)
+            block = decompressor.decompress(block, max_bytes - size + 1)
         size += len(block)
-        if size > MAX_BYTES:
-            raise ConnectionError(f"the content is larger than {MAX_BYTES:,} bytes")
+        if size > max_bytes:
+            raise TooLargeError(f"the content is larger than {max_bytes:,} bytes")
         blocks.append(block)
     if decompressor is not None and not decompressor.eof:
         raise ConnectionError("the content ends too early")
@@ -214,7 +264,7 @@ def _addresses(host: str, port: int, deadline: float, behind_proxy: bool) -> lis
     The addresses of a host, all of them checked.
 
     Raises:
-        ConnectionError: one of them is not public.
+        PrivateAddressError: one of them is not public.
     """
     found: list[Any] = []
 
@@ -238,7 +288,7 @@ def _addresses(host: str, port: int, deadline: float, behind_proxy: bool) -> lis
     if host.lower() not in ALLOWED_HOSTS:
         for address in addresses:
             if not is_public(address):
-                raise ConnectionError(
+                raise PrivateAddressError(
                     f"{host} has the address {address}, which is not public. If the server is your own, name the host in "
                     "mm1_hf.model.fetching.ALLOWED_HOSTS or in the environment variable MM1_ALLOWED_HOSTS"
                 )
@@ -303,4 +353,12 @@ def _tls() -> ssl.SSLContext:
     return context
 
 
-__all__ = ["fetch_url", "is_public"]
+__all__ = [
+    "PrivateAddressError",
+    "TooLargeError",
+    "fetch_url",
+    "is_public",
+    "open_url",
+    "read_content",
+    "redirect_of",
+]

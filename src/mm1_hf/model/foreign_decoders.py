@@ -1,6 +1,8 @@
 """What an MM1 has to know about a decoder of another class: how it is built, its experts, and whether it keeps packed
 examples apart."""
 
+from typing import Any
+
 import torch
 from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
@@ -8,7 +10,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_mm1 import MM1TextConfig
 from .modeling_mm1_text import MM1TextModel
-from .segments import boundary_kwargs, segment_positions
+from .segments import boundary_kwargs, packed_mask, segment_positions
 
 
 # The names that serving engines give their attention.
@@ -118,4 +120,79 @@ def keeps_examples_apart(decoder: PreTrainedModel, inputs_embeds: torch.Tensor) 
             module.training = True
         first, second = outputs.last_hidden_state[:, 1].float()
         known[implementation] = torch.allclose(first, second, rtol=0, atol=1e-3 * float(first.abs().max()))
+    return known[implementation]
+
+
+def branch_mask(decoder: PreTrainedModel, inputs_embeds: torch.Tensor, segment_ids: torch.Tensor) -> Any:
+    """
+    The attention mask of rows with branches, for a decoder that [`require_packed_path`] has accepted.
+
+    Args:
+        decoder: the decoder.
+        inputs_embeds: `(batch, sequence, hidden)`. Only its width, dtype and device are used, not its values.
+        segment_ids: `(batch, sequence)`, 0 for padding, negative for branches.
+
+    Returns:
+        A mask as [`packed_mask`] makes it; for a decoder with several kinds of layers, a dictionary with a mask for each
+        of them.
+
+    Raises:
+        ValueError: in this decoder the branches of a packed row would see each other.
+    """
+    if not _keeps_branches_apart(decoder, inputs_embeds):
+        raise ValueError(
+            f"{type(decoder).__name__} ({decoder.config.model_type}) cannot keep the branches of a packed row (negative "
+            "segment_ids) apart, because its attention does not follow a given mask. Give every example a segment of its "
+            "own: where data is read, leave out separate_exchanges."
+        )
+    return _branch_mask(decoder.config, inputs_embeds.dtype, segment_ids)
+
+
+def _branch_mask(config: PreTrainedConfig, dtype: torch.dtype, segment_ids: torch.Tensor) -> Any:
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+    if not kinds:
+        return packed_mask(segment_ids, config, dtype, window)
+    masks = {
+        kind: packed_mask(segment_ids, config, dtype, window if kind == "sliding_attention" else None)
+        for kind in kinds
+    }
+    return masks if len(masks) > 1 else masks[kinds[0]]
+
+
+@torch.no_grad()
+def _keeps_branches_apart(decoder: PreTrainedModel, inputs_embeds: torch.Tensor) -> bool:
+    """
+    Tests whether a decoder keeps the branches of a packed row apart, and remembers the result for each attention
+    implementation. It runs three rows of two branches each. The outputs for the second branch must be equal where only the
+    first branch differs, and must differ where the shared beginning does.
+    """
+    implementation = decoder.config._attn_implementation
+    known = decoder.__dict__.setdefault("_mm1_keeps_branches_apart", {})
+    if implementation in known:
+        return known[implementation]
+    if "chunked_attention" in (getattr(decoder.config, "layer_types", None) or ()):
+        # Its chunks are counted in columns.
+        known[implementation] = False
+        return False
+    noise = torch.randn(5, inputs_embeds.shape[-1], generator=torch.Generator().manual_seed(0)).to(inputs_embeds)
+    rows = noise[torch.tensor([[0, 1, 2], [0, 3, 2], [4, 1, 2]], device=noise.device)]
+    segments = torch.tensor([[1, -1, -2]], device=rows.device).expand(3, -1)
+    training = [module for module in decoder.modules() if module.training]
+    # Dropout would make the outputs differ too.
+    decoder.eval()
+    outputs = decoder(
+        inputs_embeds=rows,
+        attention_mask=_branch_mask(decoder.config, rows.dtype, segments),
+        position_ids=segment_positions(segments),
+        use_cache=False,
+        **boundary_kwargs(segments, implementation),
+    )
+    for module in training:
+        module.training = True
+    second, other_branch, other_beginning = outputs.last_hidden_state[:, 2].float()
+    tolerance = 1e-3 * float(second.abs().max())
+    known[implementation] = torch.allclose(second, other_branch, rtol=0, atol=tolerance) and not torch.allclose(
+        second, other_beginning, rtol=0, atol=tolerance
+    )
     return known[implementation]

@@ -17,10 +17,11 @@ from transformers.utils import TransformersKwargs, can_return_tuple, torch_compi
 from transformers.utils.generic import accepts_precomputed_kwargs, merge_with_config_defaults
 
 from .adapters import AdapterLoadingMixin
-from .configuration_mm1 import MM1Config, MM1TextConfig, vision_sizes
+from .configuration_mm1 import MM1Config, MM1TextConfig
 from .connectors import AttentionPooling, CAbstractor, ResidualNorm, build_connector
 from .foreign_decoders import (
     balance_coefficient,
+    branch_mask,
     build_decoder,
     keeps_own_cache,
     num_experts,
@@ -41,6 +42,7 @@ from .modeling_mm1_text import (
 from .quantization import keep_precise
 from .segments import (
     boundary_kwargs,
+    has_branches,
     mask_padding,
     require_packed_inputs,
     segment_positions,
@@ -48,6 +50,7 @@ from .segments import (
 )
 from .versions import CACHE, is_paged, takes_cache
 from .vision import build_vision_tower, encode, normalize_levels, require_tiles
+from .vision_sizes import vision_sizes
 
 
 @dataclass
@@ -257,7 +260,9 @@ class MM1Model(MM1PreTrainedModel):
             past_key_values: keys and values of earlier tokens.
             inputs_embeds: `(batch, sequence, hidden)`, given instead of `input_ids`.
             use_cache: whether to return `past_key_values`. Always off for packed rows; off by default in training.
-            segment_ids: `(batch, sequence)`, number of the segment that each token belongs to, 0 for padding.
+            segment_ids:
+                `(batch, sequence)`, number of the segment that each token belongs to, 0 for padding. A negative number marks
+                a branch of the last segment before it; see [`mm1_hf.model.segments`].
             mm_encoder_outputs:
                 Output of [`get_image_features`] under the key `"image"`, given instead of `pixel_values`.
             kwargs: further arguments of the decoder, such as `output_hidden_states`.
@@ -267,7 +272,7 @@ class MM1Model(MM1PreTrainedModel):
                 that of the tiles; both or neither of
                 `input_ids` and `inputs_embeds` are given, or both `pixel_values` and `mm_encoder_outputs`;
                 `segment_ids` have another shape than the tokens, or are given with a filled cache, with an
-                `attention_mask` that marks more than padding or to a decoder that cannot keep segments apart;
+                `attention_mask` that marks more than padding or to a decoder that cannot keep segments or branches apart;
                 `torch.nn.DataParallel` has split the batch.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -351,7 +356,8 @@ class MM1Model(MM1PreTrainedModel):
         segment_ids: torch.Tensor | None,
     ) -> dict:
         """The arguments of the decoder. A decoder of transformers gets packed rows as restarting positions, without a
-        mask or a cache: from these transformers builds a mask that keeps segments apart, also for sliding windows."""
+        mask or a cache: from these transformers builds a mask that keeps segments apart, also for sliding windows. Of
+        branches it knows nothing, so rows with branches come with a mask for each kind of layer."""
         if use_cache is None:
             use_cache = self.config.text_config.use_cache and not self.training
         if segment_ids is None and self.training and past_key_values is None:
@@ -368,8 +374,9 @@ class MM1Model(MM1PreTrainedModel):
         if isinstance(self.language_model, MM1TextModel):
             return {"segment_ids": segment_ids, "position_ids": position_ids, "use_cache": False}
         require_packed_path(self.language_model, inputs_embeds)
+        mask = branch_mask(self.language_model, inputs_embeds, segment_ids) if has_branches(segment_ids) else None
         return {
-            "attention_mask": None,
+            "attention_mask": mask,
             "position_ids": segment_positions(segment_ids),
             CACHE: None,
             "use_cache": False,
@@ -492,7 +499,7 @@ class MM1ForConditionalGeneration(MM1PreTrainedModel, ImageGenerationMixin, Next
         # contains "label".
         shift_labels = kwargs.pop("shift_labels", None)
         given = labels if shift_labels is None else shift_labels
-        targets = None if given is None else live_targets(labels, shift_labels)
+        targets = None if given is None else live_targets(labels, shift_labels, segment_ids)
         skip_logits = resolve_skip_logits(skip_logits, self.training, targets)
         text_config = self.config.text_config
         if given is not None:

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.integrations import use_experts_implementation, use_kernel_forward_from_hub
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -28,10 +29,12 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_mm1 import MM1TextConfig
-from .losses import LiveTargets, live_targets, router_losses, z_loss
+from .losses import LiveTargets, chunked_head_loss, live_targets, router_losses, z_loss
 from .segments import (
     boundary_kwargs,
+    example_counts,
     mask_padding,
+    packed_mask,
     require_packed_inputs,
     segment_positions,
     segments_from_positions,
@@ -454,7 +457,8 @@ class MM1TextModel(MM1TextPreTrainedModel):
             use_cache:
                 whether to return `past_key_values`. Always off for packed rows; in training no cache is created.
             segment_ids: `(batch, sequence)`, number of the segment that each token belongs to, 0 for padding.
-                Tokens see only their own segment, and positions restart with each segment.
+                Tokens see only their own segment, and positions restart with each segment. A negative number marks a
+                branch of the last segment before it; see [`mm1_hf.model.segments`].
             use_expert_capacity:
                 whether `expert_capacity_factor` limits the experts. Unset, it does in training without a cache.
             kwargs: further arguments of transformers' decoders, such as `output_hidden_states`.
@@ -464,8 +468,8 @@ class MM1TextModel(MM1TextPreTrainedModel):
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds` are given, or `segment_ids` have another
-                shape than the tokens or are given with a filled cache or with an `attention_mask` that marks more than
-                padding.
+                shape than the tokens, are given with a filled cache or with an `attention_mask` that marks more than
+                padding, or have branches, which flash attention cannot compute.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -482,7 +486,10 @@ class MM1TextModel(MM1TextPreTrainedModel):
             past_key_values, attention_mask = None, None
             mask_position_ids = segment_positions(segment_ids)
             position_ids = mask_position_ids if position_ids is None else position_ids
-            kwargs.update(boundary_kwargs(segment_ids, self.config._attn_implementation))
+            boundaries = boundary_kwargs(segment_ids, self.config._attn_implementation)
+            # Attention that takes the boundaries needs no mask.
+            causal_mask = None if boundaries else packed_mask(segment_ids, self.config, inputs_embeds.dtype)
+            kwargs.update(boundaries)
         else:
             # Training reads each row once, so a cache would only cost memory; besides, transformers ignores restarting
             # positions when it builds the mask with a cache.
@@ -492,21 +499,21 @@ class MM1TextModel(MM1TextPreTrainedModel):
                 past = past_key_values.get_seq_length() if past_key_values is not None else 0
                 position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0) + past
             mask_position_ids = position_ids
+            causal_mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                # Under the name that the installed transformers has for it.
+                **{CACHE: past_key_values},
+            )
 
         capacity_mask = None
         # CODEPATH: mm1-3b-moe and the other sparse presets if a capacity is configured; dense presets have no experts.
         if use_expert_capacity and self.config.num_experts and self.config.expert_capacity_factor is not None:
             token_mask = router_token_mask(segment_ids, attention_mask, inputs_embeds)
             capacity_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2]) if token_mask is None else token_mask
-        # Under the name that the installed transformers has for it.
         cache: Any = {CACHE: past_key_values}
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=mask_position_ids,
-            **cache,
-        )
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
         for layer in self.layers[: self.config.num_hidden_layers]:
@@ -574,6 +581,11 @@ class NextTokenHeadMixin:
             num_items = num_items.to(hidden_states.device).clamp(min=1)
         else:
             num_items = max(num_items, 1)
+        if logits is None and self._head_is_plain(hidden_states):
+            live_states = hidden_states.flatten(0, 1)[targets.index]
+            head = self.lm_head
+            loss = chunked_head_loss(live_states, head.weight, head.bias, targets.tokens, num_items, z_loss_coef)
+            return None, loss, live / num_items
         if logits is not None and isinstance(logits_to_keep, int) and logits_to_keep == 0:
             live_logits = logits.flatten(0, 1)[targets.index]
         else:
@@ -588,6 +600,22 @@ class NextTokenHeadMixin:
         if z_loss_coef:
             loss = loss + z_loss_coef * z_loss(live_logits, num_items)
         return logits, loss, live / num_items
+
+    def _head_is_plain(self, hidden_states: torch.Tensor) -> bool:
+        """Whether the logits are no more than one product with the head's weights, and the loss is transformers'. Adapters,
+        hooks, quantised or split weights and changed logits need the head to be called."""
+        head = self.lm_head
+        return bool(
+            type(head) is nn.Linear
+            and type(head.weight) in (nn.Parameter, torch.Tensor)
+            and "forward" not in vars(head)
+            and not (head._forward_hooks or head._forward_pre_hooks)
+            and not (head._backward_hooks or head._backward_pre_hooks)
+            and self.loss_function is ForCausalLMLoss
+            and self.scale_logits(hidden_states) is hidden_states
+            # Under a compiler, chunks would make the graph depend on the number of targets.
+            and not torch.compiler.is_compiling()
+        )
 
     def _validate_model_kwargs(self, model_kwargs: dict) -> None:
         if model_kwargs.get("segment_ids") is not None:
@@ -712,7 +740,7 @@ class MM1TextForCausalLM(MM1TextPreTrainedModel, NextTokenHeadMixin, GenerationM
         # contains "label".
         shift_labels = kwargs.pop("shift_labels", None)
         given = labels if shift_labels is None else shift_labels
-        targets = None if given is None else live_targets(labels, shift_labels)
+        targets = None if given is None else live_targets(labels, shift_labels, segment_ids)
         skip_logits = resolve_skip_logits(skip_logits, self.training, targets)
         if given is not None:
             if segment_ids is None and past_key_values is None:
@@ -838,11 +866,12 @@ def require_loss_in_the_logits(
 def router_token_mask(
     segment_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, hidden_states: torch.Tensor
 ) -> torch.Tensor | None:
-    """Mask `(batch, sequence)` of the positions that count in the router's statistics, 0 for padding. It is made from
-    `segment_ids` if they are given, otherwise from `attention_mask`. It is None if every position counts."""
+    """How often each position counts in the router's losses, `(batch, sequence)`, 0 for padding. It is made from
+    `segment_ids` if they are given, otherwise from `attention_mask`. It is None if every position counts once.
+
+    A shared beginning counts once for each of its branches, so that the losses are those of separate rows."""
     if segment_ids is not None:
-        # Ones instead of the segments' numbers, because transformers' load-balancing loss uses the mask as weights.
-        return mask_padding(segment_ids, attention_mask).ne(0).long()
+        return example_counts(mask_padding(segment_ids, attention_mask))
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
         return None
     # With a cache the mask also covers earlier tokens, but the statistics are those of the new tokens.

@@ -18,9 +18,9 @@ from transformers.models.aimv2.modeling_aimv2 import Aimv2VisionEmbeddings
 from transformers.models.clip.modeling_clip import CLIPVisionModel
 
 from .configuration_aim import AIMVisionConfig
-from .configuration_mm1 import vision_sizes
 from .connectors import interpolate_grid
 from .modeling_aim import AIMVisionModel
+from .vision_sizes import vision_sizes
 
 
 # The names that transformers' encoders give to the norm after their last layer and to the pooling after that norm.

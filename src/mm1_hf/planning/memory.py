@@ -22,9 +22,10 @@ from torch.utils._pytree import tree_leaves
 from transformers.initialization import no_init_weights
 
 from mm1_hf.accounting.parameters import expert_parameters
-from mm1_hf.model.configuration_mm1 import MM1Config, MM1TextConfig, vision_sizes
+from mm1_hf.model.configuration_mm1 import MM1Config, MM1TextConfig
 from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
 from mm1_hf.model.versions import ENABLES_CHECKPOINTING
+from mm1_hf.model.vision_sizes import vision_sizes
 from mm1_hf.training.parts import freeze
 
 
@@ -353,7 +354,8 @@ class _Recorder(TorchDispatchMode):
         if func is _aten.nonzero.default:
             return args[0].new_empty(self._targets, args[0].dim(), dtype=torch.long)
         if func in (_aten._local_scalar_dense.default, _aten.allclose.default):
-            # Only checks of the inputs and checks inside foreign decoders need these values. With True they pass.
+            # Only checks of the inputs and checks inside foreign decoders need these values. With True they pass, and rows
+            # have no branches.
             return True
         if func is _aten._grouped_mm.default:
             # torch's implementation for tensors without data accepts only bfloat16, although its kernels accept

@@ -137,19 +137,11 @@ def plan(
             the heads or the devices; `ep` does not divide the experts or the devices; `mfu`, `peak_tflops` or `memory`
             is out of range.
     """
-    if not 0 < mfu <= 1 or peak_tflops <= 0:
-        raise ValueError(
-            "The MFU must be a share above 0 and at most 1, such as 0.4, and the peak must be above 0 TFLOP/s; got "
-            f"an MFU of {mfu} and a peak of {peak_tflops}."
-        )
-    if memory <= 0:
-        raise ValueError(
-            f"The memory of a GPU must be above 0 GB; got {memory:g}. Give --memory its size in GB, such as 80."
-        )
+    check_machine(mfu, peak_tflops, memory)
     settings = recipe(preset, stage)
     config = MM1Config.from_preset(preset)
-    _set_tile(config, settings)
-    layouts = _layouts(config, settings.batch_size, gpus, tp, ep)
+    set_tile(config, settings)
+    layouts = stage_layouts(config, settings.batch_size, gpus, tp, ep)
     budget = token_budget(settings, config)
     flops = flops_formula(config).training(
         positions=budget.positions,
@@ -163,9 +155,9 @@ def plan(
         "",
         parameter_table(config),
         "",
-        *_flops_lines(flops),
+        *flops_lines(flops),
         "",
-        *_memory_lines(config, settings, budget, layouts, gradient_checkpointing, memory),
+        *memory_lines(config, settings, budget, layouts, gradient_checkpointing, memory),
         "",
         *_budget_lines(settings, budget),
         "",
@@ -179,16 +171,52 @@ def plan(
     return "\n".join(lines)
 
 
-def _set_tile(config: Any, settings: Recipe) -> None:
-    """Sets the tile size to that of the stage, because a preset may be stored with the tile size of another stage."""
+def check_machine(mfu: float, peak_tflops: float, memory: float) -> None:
+    """
+    Checks what a plan is told about the devices.
+
+    Args:
+        mfu: share of the peak that training is expected to reach, above 0 and at most 1.
+        peak_tflops: peak of one device in TFLOP/s.
+        memory: memory of one device in GB.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+    if not 0 < mfu <= 1 or peak_tflops <= 0:
+        raise ValueError(
+            "The MFU must be a share above 0 and at most 1, such as 0.4, and the peak must be above 0 TFLOP/s; got "
+            f"an MFU of {mfu} and a peak of {peak_tflops}."
+        )
+    if memory <= 0:
+        raise ValueError(
+            f"The memory of a GPU must be above 0 GB; got {memory:g}. Give --memory its size in GB, such as 80."
+        )
+
+
+def set_tile(config: Any, settings: Recipe) -> None:
+    """
+    Sets the tile size of a configuration to that of a stage, because a preset may be stored with the tile size of another
+    stage.
+
+    Args:
+        config: configuration of the model, which is changed.
+        settings: recipe of the stage.
+    """
     grid = TilingConfig.static_grid if settings.data.image_splitting == "static" else 1
     config.vision_config.image_size = settings.data.resolution // grid
     config.connector_config.grid_size = config.vision_config.image_size // config.vision_config.patch_size
 
 
-def _layouts(config: Any, batch: int, gpus: int, tp: int | None, ep: int | None) -> list[Layout]:
+def stage_layouts(config: Any, batch: int, gpus: int, tp: int | None, ep: int | None) -> list[Layout]:
     """
-    The layouts that the plan compares.
+    The layouts that a plan compares.
+
+    Args:
+        config: configuration of the model.
+        batch: number of rows of one optimizer step.
+        gpus: number of devices.
+        tp, ep: see [`plan`].
 
     Raises:
         ValueError: the devices do not divide the batch, or `tp` or `ep` does not divide the model or the devices.
@@ -226,14 +254,20 @@ def _layouts(config: Any, batch: int, gpus: int, tp: int | None, ep: int | None)
     return layouts
 
 
-def _flops_lines(flops: Flops) -> Iterator[str]:
+def flops_lines(flops: Flops) -> Iterator[str]:
+    """
+    The FLOPs of a row by part, as lines of a plan.
+
+    Args:
+        flops: the FLOPs.
+    """
     yield f"FLOPs of a row, forward and backward: {flops.total:.3e}"
     for part in ("encoder", "connector", "decoder", "head"):
         yield f"  {part:<10} {getattr(flops, part) / flops.total:6.1%}"
     yield "  MFU = FLOPs of a row x rows/s / (GPUs x peak FLOP/s)"
 
 
-def _memory_lines(
+def memory_lines(
     config: MM1Config,
     settings: Recipe,
     budget: Budget,
@@ -241,6 +275,17 @@ def _memory_lines(
     gradient_checkpointing: bool,
     memory: float,
 ) -> Iterator[str]:
+    """
+    The memory that each layout needs, as lines of a plan.
+
+    Args:
+        config: configuration of the model.
+        settings: recipe of the stage.
+        budget: token budget of the stage.
+        layouts: the layouts.
+        gradient_checkpointing: whether the activations of each layer are computed again in the backward pass.
+        memory: memory of one device in GB.
+    """
     yield (
         f"Memory of one GPU in GB, {'with' if gradient_checkpointing else 'without'} gradient checkpointing, for "
         f"passes of one row of {budget.positions:,} positions and {budget.tiles} tiles of {_side(config)} pixels"

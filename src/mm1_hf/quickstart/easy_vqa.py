@@ -14,7 +14,7 @@ from mm1_hf.quickstart.embedded_parts import package_folder
 
 
 Kind = Literal["shape", "colour", "yes/no"]
-Lesson = Literal["look", "compare", "all"]
+Lesson = Literal["compare", "all"]
 
 _SHAPES = frozenset({"circle", "rectangle", "triangle"})
 _COLOURS = frozenset({"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"})
@@ -99,27 +99,24 @@ def epoch_batches(
     Args:
         pictures_per_batch: number of pictures in a batch.
         lesson:
-            "look" asks for the shape and the colour. "compare" asks for one of them, and whether a named shape or
-            colour is present. "all" asks for both, and whether a named shape or colour is present or absent. As many
-            yes/no questions name what the picture shows as name something else. In the data set itself four in five
-            name something else, so a model could score well by always assuming this.
+            "compare" asks for the shape or the colour, and whether a named shape or colour is present. "all" asks for
+            both, and whether a named shape or colour is present or absent. As many yes/no questions name what the
+            picture shows as name something else. In the data set itself four in five name something else, so a model
+            could score well by always assuming this.
         seed: seed of the order of the pictures and of the choice of questions.
     """
     draw = random.Random(seed)
     batch = []
     for picture in draw.sample(pictures, len(pictures)):
         open_questions = [question for question in picture.questions if question.kind != "yes/no"]
-        if lesson == "look":
-            questions = open_questions
-        else:
-            yes_no = [question for question in picture.questions if question.kind == "yes/no"]
-            if lesson == "compare":
-                yes_no = [question for question in yes_no if not question.is_negated]
-                open_questions = draw.sample(open_questions, min(1, len(open_questions)))
-            shown = [question for question in yes_no if question.names_what_is_shown]
-            other = [question for question in yes_no if not question.names_what_is_shown]
-            number = min(len(shown), len(other), 2)
-            questions = open_questions + draw.sample(shown, number) + draw.sample(other, number)
+        yes_no = [question for question in picture.questions if question.kind == "yes/no"]
+        if lesson == "compare":
+            yes_no = [question for question in yes_no if not question.is_negated]
+            open_questions = draw.sample(open_questions, min(1, len(open_questions)))
+        shown = [question for question in yes_no if question.names_what_is_shown]
+        other = [question for question in yes_no if not question.names_what_is_shown]
+        number = min(len(shown), len(other), 2)
+        questions = open_questions + draw.sample(shown, number) + draw.sample(other, number)
         if questions:
             batch.append((picture, questions))
         if len(batch) == pictures_per_batch:

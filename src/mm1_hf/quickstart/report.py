@@ -1,8 +1,9 @@
 """Writes the quickstart's report as one self-contained HTML page."""
 
 import io
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 
@@ -45,6 +46,23 @@ class QuickstartResults:
     seconds: dict[str, float]
     environment: dict[str, str]
     model_dir: str
+
+
+def write_results(path: Path, results: QuickstartResults) -> None:
+    """
+    Writes the figures of the report as JSON.
+
+    Args:
+        path: where to write the file.
+        results: what the report shows.
+    """
+    figures = {
+        "accuracies": {kind: asdict(accuracy) for kind, accuracy in results.accuracies.items()},
+        "losses": list(results.losses),
+        "seconds": results.seconds,
+        "environment": results.environment,
+    }
+    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def write_report(path: Path, results: QuickstartResults) -> None:

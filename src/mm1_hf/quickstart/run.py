@@ -30,8 +30,9 @@ from mm1_hf.evaluation.tasks import load_task
 from mm1_hf.model.configuration_mm1 import MM1ConnectorConfig
 from mm1_hf.quickstart.easy_vqa import Lesson, Picture, Question, epoch_batches, load_split, majority_answers
 from mm1_hf.quickstart.embedded_parts import load_decoder, load_vision_encoder
-from mm1_hf.quickstart.report import Example, KindAccuracy, QuickstartResults, write_report
+from mm1_hf.quickstart.report import Example, KindAccuracy, QuickstartResults, write_report, write_results
 from mm1_hf.quickstart.training import Batch, centre_features, encode_pictures, train
+from mm1_hf.quickstart.words import described_pictures, teach_words
 from mm1_hf.training.lora import lora_config
 from mm1_hf.training.machine import this_machine
 
@@ -44,8 +45,10 @@ _IMAGE_SIZE = 112
 _CONNECTOR: dict[str, Any] = {"num_tokens": 16, "hidden_size": 512}
 _EXAMPLES = 24
 _QUESTIONS_AT_ONCE = 64
+# Steps on words alone, as a share of the steps with the decoder, which come after them.
+_WORD_STEPS = 0.25
 # Share of the steps and number of pictures per batch of each lesson.
-_LESSONS: dict[Lesson, tuple[float, int]] = {"look": (0.3, 8), "compare": (0.35, 6), "all": (0.35, 4)}
+_LESSONS: dict[Lesson, tuple[float, int]] = {"compare": (0.5, 6), "all": (0.5, 4)}
 
 
 def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
@@ -54,8 +57,8 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
     saves it and writes a report.
 
     Args:
-        output: folder for the model and `report.html`.
-        steps: number of training steps, of 4 to 8 pictures each.
+        output: folder for the model, `report.html` and `results.json`.
+        steps: number of training steps with the decoder, of 4 to 6 pictures each.
         questions: smallest number of held-out questions to measure on.
         seed: seed of the new connector's weights and of all random choices.
 
@@ -80,17 +83,21 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
             dtype=dtype,
         )
     # The trained weights stay in float32, whatever the dtype of the frozen parts.
-    cast_parameters(model.to(device).model.connector, torch.float32)
-    trainable: Any = get_peft_model(model, lora_config(model, "decoder+connector", r=16))
-    parameters = count_parameters(trainable)
-    print(f"\n{parameter_table(trainable)}\n")
+    connector = model.to(device).model.connector
+    cast_parameters(connector, torch.float32)
 
     training_pictures, held_out = load_split("train"), load_split("test")
     with _timed(seconds, "encode pictures"):
         batches = _batches(training_pictures, steps, seed)
         used = {picture.image_id: picture for batch in batches for picture, _ in batch}
         features = encode_pictures(model, processor, list(used.values()))
-        centre_features(trainable.get_base_model().model.connector, features)
+        centre_features(connector, features)
+    with _timed(seconds, "train the connector on words"):
+        described = described_pictures(used.values(), tokenizer, model.get_input_embeddings().weight.detach())
+        teach_words(connector, features, described, round(_WORD_STEPS * steps), seed=seed)
+    trainable: Any = get_peft_model(model, lora_config(model, "decoder+connector", r=16))
+    parameters = count_parameters(trainable)
+    print(f"\n{parameter_table(trainable)}\n")
     with _timed(seconds, "train"):
         losses = train(trainable, processor, features, batches, str(folder / "training"), seed)
 
@@ -106,26 +113,25 @@ def quickstart(output: str, steps: int, questions: int, seed: int) -> None:
         asked = _held_out(held_out, questions)
         accuracies, examples = _measure(model, processor, asked, training_pictures, seed, folder)
     report = folder / "report.html"
-    write_report(
-        report,
-        QuickstartResults(
-            parameters=parameters,
-            accuracies=accuracies,
-            losses=losses,
-            examples=examples,
-            seconds=seconds,
-            environment=_environment(device, dtype, steps, seed),
-            model_dir=str(folder),
-        ),
+    results = QuickstartResults(
+        parameters=parameters,
+        accuracies=accuracies,
+        losses=losses,
+        examples=examples,
+        seconds=seconds,
+        environment=_environment(device, dtype, steps, seed),
+        model_dir=str(folder),
     )
+    write_report(report, results)
+    write_results(folder / "results.json", results)
     _print_summary(accuracies, folder, report)
 
 
 def _batches(pictures: list[Picture], steps: int, seed: int) -> list[Batch]:
     """
-    One batch per step, in three lessons: first the shape and the colour, then whether a named one is present, then
+    One batch per step, in two lessons: first whether a named shape or colour is present, beside open questions, then
     also whether it is absent. The questions of a later lesson teach little to a model that has not learned the earlier
-    lessons; a model that starts with them learns to guess instead of using the image.
+    one; a model that starts with them learns to guess instead of using the image.
     """
     batches = []
     for index, (lesson, (share, pictures_per_batch)) in enumerate(_LESSONS.items()):

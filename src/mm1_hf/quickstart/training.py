@@ -3,25 +3,27 @@ features only once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
-from peft import PeftModel
 from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from mm1_hf.data.collation import IGNORED, MM1Collator
+from mm1_hf.data.documents import Unusable
+from mm1_hf.data.examples import ChatEncoder
+from mm1_hf.data.layouts import LAYOUTS
+from mm1_hf.data.packing import build_row
+from mm1_hf.data.shared_images import SharedImages
 from mm1_hf.evaluation.answering import question_messages
 from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
 from mm1_hf.model.processing_mm1 import MM1Processor
 from mm1_hf.model.vision import encode
 from mm1_hf.quickstart.easy_vqa import Picture, Question
-from mm1_hf.quickstart.folding import fold_rows
 from mm1_hf.training.machine import this_machine
-from mm1_hf.training.parts import parameter_groups
+from mm1_hf.training.trainer import MM1Trainer
 
 
 Batch = list[tuple[Picture, list[Question]]]
@@ -29,6 +31,7 @@ Batch = list[tuple[Picture, list[Question]]]
 # The connector is new, so its learning rate is high. At this rate, the decoder would learn to guess before the
 # connector's tokens tell it anything about the image.
 _CONNECTOR_LEARNING_RATE = 1e-3
+_ANY_LENGTH = 1 << 20
 
 
 @torch.no_grad()
@@ -80,50 +83,57 @@ class BatchDataset(Dataset):
 
 @dataclass
 class CachedFeaturesCollator:
-    """Turns a batch of pictures into folded rows of questions, with the pictures' features instead of their pixels."""
+    """
+    Turns a batch of pictures into one packed row, with the pictures' features instead of their pixels. A picture is in the
+    row once, followed by a branch for each of its questions.
+    """
 
     processor: MM1Processor
     features: dict[int, torch.Tensor]
 
+    def __post_init__(self) -> None:
+        # Rows are as long as their pictures and questions; nothing is left out.
+        self.encoder = ChatEncoder(self.processor, sequence_length=_ANY_LENGTH)
+
     def __call__(self, batches: list[Batch]) -> dict[str, torch.Tensor]:
         (batch,) = batches
-        examples, pictures = [], []
-        for index, (picture, questions) in enumerate(batch):
-            image = picture.image()
-            for question in questions:
-                examples.append({"messages": question_messages(question.text, question.answer), "images": [image]})
-                pictures.append(index)
-        rows = MM1Collator(self.processor)(examples)
-        lengths = rows["attention_mask"].sum(dim=1).tolist()
-        inputs = fold_rows(
-            [row[:length] for row, length in zip(rows["input_ids"], lengths, strict=True)],
-            [row[:length] for row, length in zip(rows["labels"], lengths, strict=True)],
-            groups=pictures,
-            ignored=IGNORED,
-        )
+        examples = []
+        for encoded in self.encoder.encode([_document(picture, questions) for picture, questions in batch]):
+            if isinstance(encoded, Unusable):
+                raise encoded
+            examples += encoded
+        row = build_row(examples, sum(len(example.input_ids) for example in examples))
+        inputs = {name: value.unsqueeze(0) for name, value in row.items()}
         inputs["picture_features"] = torch.stack([self.features[picture.image_id] for picture, _ in batch])
         return inputs
 
 
-class CachedFeaturesTrainer(Trainer):
-    """A `Trainer` that skips the frozen encoder: the connector gets features that were computed beforehand."""
+def _document(picture: Picture, questions: list[Question]) -> SharedImages:
+    image, chat, name = picture.image(), LAYOUTS["chat"], f"picture {picture.image_id}"
+    chats = [
+        chat({"messages": question_messages(question.text, question.answer), "images": [image]}, name)
+        for question in questions
+    ]
+    return SharedImages(chats[0].kind, chats[0].parts, name, tuple(chats))
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
+
+class CachedFeaturesTrainer(MM1Trainer):
+    """An [`MM1Trainer`] that skips the frozen encoder: the connector gets features that were computed beforehand."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
-        mm1 = self.accelerator.unwrap_model(model)
-        if isinstance(mm1, PeftModel):
-            mm1 = mm1.get_base_model()
-        tokens = mm1.model.connector(inputs.pop("picture_features"))
+        tokens = self._mm1().model.connector(inputs.pop("picture_features"))
         inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
-def training_arguments(output_dir: str, steps: int, seed: int) -> TrainingArguments:
+def training_arguments(output_dir: str, steps: int, seed: int, learning_rate: float) -> TrainingArguments:
     """Settings of the fine-tuning: a short warm-up, a constant learning rate, and a decay to 0 in the last fifth."""
     machine = this_machine()
     return TrainingArguments(
         output_dir=output_dir,
         max_steps=steps,
+        learning_rate=learning_rate,
         per_device_train_batch_size=1,
         # The last lesson needs the full learning rate as much as the first one.
         lr_scheduler_type="warmup_stable_decay",
@@ -145,13 +155,6 @@ def training_arguments(output_dir: str, steps: int, seed: int) -> TrainingArgume
     )
 
 
-def optimizer(model: nn.Module, decoder_learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW over the trainable weights, with separate learning rates for the connector and the decoder."""
-    return torch.optim.AdamW(
-        parameter_groups(model, decoder_learning_rate, 0.0, {"connector": _CONNECTOR_LEARNING_RATE})
-    )
-
-
 def train(
     model: nn.Module,
     processor: MM1Processor,
@@ -169,10 +172,10 @@ def train(
     """
     trainer = CachedFeaturesTrainer(
         model=model,
-        args=training_arguments(output_dir, len(batches), seed),
+        args=training_arguments(output_dir, len(batches), seed, decoder_learning_rate),
         train_dataset=BatchDataset(batches),
         data_collator=CachedFeaturesCollator(processor, features),
-        optimizers=(optimizer(model, decoder_learning_rate), None),
+        learning_rates={"connector": _CONNECTOR_LEARNING_RATE},
     )
     trainer.train()
     return [(int(entry["step"]), float(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry]

@@ -21,6 +21,9 @@ Stage = Literal["pretrain", "continual", "sft"]
 STAGES = ("pretrain", "continual", "sft")
 
 MM1_MIXTURE = {"interleaved": 0.45, "caption": 0.45, "text": 0.10}
+# Share of VeCap's synthetic captions among all captions. The paper states it of its data; here it is the probability with
+# which the synthetic one of an image's two captions is drawn.
+SYNTHETIC_SHARE = 0.07
 MM1_5_MIXTURE = {"caption": 0.50, "interleaved": 0.10, "text": 0.40}
 # The sources have equal shares in every batch.
 OCR_MIXTURE = {"pdfa": 0.25, "idl": 0.25, "renderedtext": 0.25, "docstruct-4m": 0.25}

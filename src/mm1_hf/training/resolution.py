@@ -9,11 +9,12 @@ from typing import cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from mm1_hf.model.configuration_mm1 import MM1Config, MM1ConnectorConfig, vision_grid_size
+from mm1_hf.model.configuration_mm1 import MM1Config, MM1ConnectorConfig
 from mm1_hf.model.connectors import CAbstractor, interpolate_grid
 from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
 from mm1_hf.model.processing_mm1 import MM1Processor
 from mm1_hf.model.vision import build_vision_tower, resize_positions
+from mm1_hf.model.vision_sizes import vision_grid_size
 
 
 def set_tile_size(model: MM1ForConditionalGeneration, processor: MM1Processor, tile_size: int) -> None:

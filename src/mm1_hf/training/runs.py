@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.image_utils import SizeDict
@@ -15,6 +16,7 @@ from transformers.utils import logging
 from mm1_hf.data.documents import merged_drops
 from mm1_hf.data.drop_table import drop_table
 from mm1_hf.data.examples import ChatEncoder, ExampleEncoder
+from mm1_hf.data.locations import first_that_answers, is_local, local_copy
 from mm1_hf.data.mixture import Mixture, Source
 from mm1_hf.data.readers import read
 from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
@@ -196,22 +198,20 @@ def build_mixture(settings: RunSettings, stage: Recipe, processor: MM1Processor)
         ValueError: sources that cannot be read, or weights that are not positive.
     """
     encoder = ChatEncoder if isinstance(settings, SFTSettings) else ExampleEncoder
-    sources = [
-        Source(
-            name,
-            read(
-                source.path,
+    sources = []
+    for name, source in settings.sources.items():
+        path = first_that_answers(source.path)
+        sources.append(
+            Source(
+                name,
+                read_source(source, path),
                 source.layout,
-                split=source.split,
-                streaming=source.streaming,
-                image_folder=source.image_folder,
-            ),
-            source.layout,
-            stage.data.mixture[name],
-            _origin(source),
+                stage.data.mixture[name],
+                _origin(source, path),
+                source.synthetic_share,
+                source.separate_exchanges,
+            )
         )
-        for name, source in settings.sources.items()
-    ]
     return Mixture(
         sources,
         encoder(processor, stage.data.sequence_length, stage.data.max_images),
@@ -223,15 +223,44 @@ def build_mixture(settings: RunSettings, stage: Recipe, processor: MM1Processor)
     )
 
 
-def _origin(source: SourceSettings) -> dict[str, Any]:
+def read_source(source: SourceSettings, path: str) -> Dataset | IterableDataset:
+    """
+    The records of a source.
+
+    Args:
+        source: settings of the source.
+        path: the one of its paths that is read, see [`mm1_hf.data.locations.first_that_answers`].
+
+    Raises:
+        ValueError: see [`mm1_hf.data.readers.read`].
+    """
+    return read(
+        local_copy(path, source.config),
+        source.layout,
+        split=source.split,
+        streaming=source.streaming,
+        image_folder=source.image_folder,
+        **{} if is_local(path) else _hub_options(source),
+    )
+
+
+def _hub_options(source: SourceSettings) -> dict[str, Any]:
+    """What `datasets` is told of a data set on the Hub, in a form that JSON can hold."""
+    files = [source.data_files] if isinstance(source.data_files, str) else source.data_files
+    options = {"name": source.config, "data_files": files and list(files)}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _origin(source: SourceSettings, path: str) -> dict[str, Any]:
     """
     Where a source's records come from. A stream does not know its records, so the length of its local file stands for
     them.
     """
     local = {
         name: os.path.abspath(os.path.expanduser(value)) if os.path.exists(os.path.expanduser(value)) else value
-        for name in ("path", "image_folder")
-        if (value := getattr(source, name)) is not None
+        for name, value in (("path", path), ("image_folder", source.image_folder))
+        if value is not None
     }
     size = os.path.getsize(local["path"]) if source.streaming and os.path.isfile(local["path"]) else None
-    return {"image_folder": None, **local, "split": source.split, "streaming": source.streaming, "bytes": size}
+    hub = _hub_options(source)
+    return {"image_folder": None, **local, "split": source.split, "streaming": source.streaming, "bytes": size, **hub}

@@ -13,10 +13,13 @@ from mm1_hf.data.readers import find_image_folder
 from mm1_hf.training.entries import convert, from_entries, read_entries, refuse_unknown, type_hints
 from mm1_hf.training.lora import LoraPreset
 from mm1_hf.training.parts import known_parts
-from mm1_hf.training.recipes import Recipe, Stage, recipe
+from mm1_hf.training.recipes import SYNTHETIC_SHARE, Recipe, Stage, recipe
 
 
 Settings = TypeVar("Settings", bound="RunSettings")
+
+# The layout whose records hold an alt text and a synthetic caption.
+TWO_CAPTIONS = "two_captions"
 
 # Fields of TrainingArguments that would have no effect or spoil the run, and what to do instead.
 _REFUSED_ARGUMENTS = {
@@ -37,7 +40,8 @@ class SourceSettings:
     One data set of a run's mixture.
 
     Args:
-        path: folder, file or Hub id of the data set.
+        path: folder, file or Hub id of the data set, or a list of them: the first that answers is read, see
+            [`mm1_hf.data.locations.first_that_answers`].
         layout: form of its records, a name in [`mm1_hf.data.layouts.LAYOUTS`].
         weight: share of the mixture, relative to the other sources; unset, the weight of the recipe's source of the
             same name.
@@ -45,22 +49,48 @@ class SourceSettings:
         streaming: whether records are read one by one, instead of loading the data set first.
         image_folder: folder where the relative paths of the images start, as in LLaVA's data, whose JSON lies apart
             from the images. Unset, they start at the folder of the data files.
+        synthetic_share: for the layout `"two_captions"`, the probability with which a record's synthetic caption is drawn
+            in place of its alt text, anew in every epoch; unset, the paper's 0.07.
+        separate_exchanges: whether the exchanges of a conversation are separate examples, which do not see each other and
+            share the conversation's images in a row. For data that lists independent questions about an image as one
+            conversation, such as The Cauldron.
+        config: configuration of a data set on the Hub. Of a local copy, the folder of this name is read, if there is
+            one.
+        data_files: the files of a data set on the Hub that are read, by names or patterns, where it has no
+            configurations.
 
     Raises:
-        ValueError: there is no such layout or `image_folder`, or the weight is not positive.
+        ValueError: there is no such layout or `image_folder`, `path` is empty, the weight is not positive, or
+            `synthetic_share` is not between 0 and 1 or is given for another layout.
     """
 
-    path: str
+    path: str | tuple[str, ...]
     layout: str
     weight: float | None = None
     split: str = "train"
     streaming: bool = False
     image_folder: str | None = None
+    synthetic_share: float | None = None
+    separate_exchanges: bool = False
+    config: str | None = None
+    data_files: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         # Checked here so that a run fails before it loads its model.
         layout_named(self.layout)
         _require_positive(self, "weight")
+        if not self.path:
+            raise ValueError("path is empty; give a folder, a file, an id on the Hub, or a list of them.")
+        if self.layout == TWO_CAPTIONS:
+            share = SYNTHETIC_SHARE if self.synthetic_share is None else self.synthetic_share
+            if not 0 <= share <= 1:
+                raise ValueError(f"synthetic_share is {share}, but a share lies between 0 and 1.")
+            object.__setattr__(self, "synthetic_share", share)
+        elif self.synthetic_share is not None:
+            raise ValueError(
+                f"synthetic_share is {self.synthetic_share}, but records of the layout {self.layout!r} have one caption. "
+                f"Leave it out, or choose the layout {TWO_CAPTIONS!r}."
+            )
         if self.image_folder is not None:
             find_image_folder(self.image_folder)
 

@@ -45,6 +45,7 @@ class _OwnLossTrainer(SFTTrainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
+        separate_exchanges: bool = False,
         **kwargs: Any,
     ):
         _require_followed(args, kwargs)
@@ -66,10 +67,17 @@ class _OwnLossTrainer(SFTTrainer):
                 )
             encoder = ChatEncoder(processing_class, max_length)
             eval_packing = packing if args.eval_packing is None else args.eval_packing
-            train_dataset = _packed(train_dataset, encoder, args.seed)
+            options = {"seed": args.seed, "separate_exchanges": separate_exchanges}
+            train_dataset = _packed(train_dataset, encoder, options)
             if eval_packing:
-                eval_dataset = _packed(eval_dataset, encoder, args.seed)
+                eval_dataset = _packed(eval_dataset, encoder, options)
             args.packing = args.eval_packing = False
+        elif separate_exchanges:
+            raise ValueError(
+                "separate_exchanges=True makes examples that share their images in a packed row, and packing is off. Set "
+                "packing=True and max_length in the SFTConfig, or leave out separate_exchanges. A mixture has this option "
+                "for each of its sources."
+            )
         if data_collator is None:
             data_collator = _RowCollator(MM1Collator(processing_class, max_length))
             if isinstance(train_dataset, datasets.Dataset | datasets.IterableDataset):
@@ -101,6 +109,9 @@ class MM1SFTTrainer(MM1Trainer, _OwnLossTrainer):
       completions.
     - `packing=True` packs whole conversations, with their images, into rows of `max_length` positions. TRL refuses to pack
       data with images. Loss and gradients are the same as with one conversation per row.
+    - `separate_exchanges=True` makes every exchange of a conversation an example of its own, which does not see the others.
+      In a packed row they share the conversation's images. It is for data that lists independent questions about an image
+      as one conversation. See [`mm1_hf.data.shared_images.take_apart`].
     - The loss is the model's own. TRL computes its loss outside the model's forward, without the softmax z-loss and with
       only one of the router's losses, the load balance as Mixtral defines it.
     - Parts can have their own learning rates, and it logs what [`MM1Trainer`] logs instead of TRL's entropy and token
@@ -109,14 +120,15 @@ class MM1SFTTrainer(MM1Trainer, _OwnLossTrainer):
     Nothing is truncated: a conversation longer than `max_length` is refused when it is packed or collated. A record that
     cannot be used, whatever the reason, is left out, counted and logged; too many of them stop the run.
 
-    It takes the arguments of `SFTTrainer`, and `learning_rates`, `source_names` and `peak_tflops` of [`MM1Trainer`]. A
-    record of the data set has `messages`, or `prompt` and `completion`, or another form of [`mm1_hf.data.chats.FORMS`], and
-    its images in `images` or `image`. A data set that is packed must be loaded, not streamed.
+    It takes the arguments of `SFTTrainer`, `separate_exchanges`, and `learning_rates`, `source_names` and `peak_tflops` of
+    [`MM1Trainer`]. A record of the data set has `messages`, or `prompt` and `completion`, or another form of
+    [`mm1_hf.data.chats.FORMS`], and its images in `images` or `image`. A data set that is packed must be loaded, not
+    streamed.
 
     Raises:
         ValueError: what [`MM1Trainer`] and TRL refuse; too many records that cannot be used; packing of a stream, without
-            `max_length`, or with a collator; a chat template that does not mark what the assistant writes; options of TRL's
-            own loss, labels or rows, such as `loss_type="dft"`.
+            `max_length`, or with a collator; `separate_exchanges` without packing; a chat template that does not mark what
+            the assistant writes; options of TRL's own loss, labels or rows, such as `loss_type="dft"`.
 
     Example:
 
@@ -147,11 +159,11 @@ def _require_followed(args: Any, kwargs: dict[str, Any]) -> None:
         )
 
 
-def _packed(dataset: Any, encoder: ChatEncoder, seed: int) -> Any:
+def _packed(dataset: Any, encoder: ChatEncoder, options: dict[str, Any]) -> Any:
     if isinstance(dataset, dict):
-        return {name: _packed(each, encoder, seed) for name, each in dataset.items()}
+        return {name: _packed(each, encoder, options) for name, each in dataset.items()}
     if isinstance(dataset, datasets.Dataset):
-        return PackedDataset(dataset, encoder, seed=seed)
+        return PackedDataset(dataset, encoder, **options)
     if isinstance(dataset, datasets.IterableDataset):
         raise ValueError(
             "packing=True packs a data set once, before training, but this one is a stream. Load it without streaming, or "

@@ -1,0 +1,1 @@
+"""What is timed, and against whom. `benchmarks/README.md` says what each program measures."""
