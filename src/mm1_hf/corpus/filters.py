@@ -1,12 +1,10 @@
 """Decides which web pages become interleaved documents, and which of their images are kept (MM1, appendix A.1)."""
 
-import hashlib
 import os
 import re
-from collections import Counter
 from dataclasses import dataclass
 
-from mm1_hf.data.documents import Document, ImagePart, Unusable
+from mm1_hf.data.documents import ImagePart, Unusable
 
 
 @dataclass(frozen=True)
@@ -31,85 +29,40 @@ class PageRules:
     max_repeats: int = 10
 
 
-class ImageRepeats:
+def page_fault(images: int, rules: PageRules) -> str | None:
     """
-    Counts on how many pages of a data set each image appears. Images are identified by their address and by the MD5
-    hash of their file. All pages have to be added before the first page is filtered. A thousand images take about 0.2
-    MB.
-    """
-
-    def __init__(self) -> None:
-        self._pages: Counter[bytes] = Counter()
-
-    def add(self, page: Document) -> None:
-        """
-        Counts the images of a page, each image once. An image that cannot be read is counted by its address only.
-
-        Args:
-            page: a page as [`~mm1_hf.corpus.html.html_document`] returns it.
-        """
-        self._pages.update({key for image in page.images for key in _keys(image)})
-
-    def number(self, image: ImagePart) -> int:
-        """
-        Returns the number of pages with this address or with this file, whichever is higher.
-
-        Args:
-            image: an image of one of the pages.
-        """
-        return max((self._pages[key] for key in _keys(image)), default=0)
-
-
-def filter_page(
-    page: Document, repeats: ImageRepeats, counts: Counter[str], rules: PageRules | None = None
-) -> Document | None:
-    """
-    Returns a page with the images that are kept, or `None` if the page does not become an interleaved document. The
-    text around a dropped image is kept.
+    The reason to drop a page for its number of images, or `None` if it is kept.
 
     Args:
-        page: a page as [`~mm1_hf.corpus.html.html_document`] returns it.
-        repeats: the image counts of all pages.
-        counts: number of pages and images that were kept (`"page"`, `"image"`) and dropped (`"page: <reason>"`,
-            `"image: <reason>"`); this page and its images are added.
-        rules: the limits; unset, those of the paper.
+        images: number of images on the page.
+        rules: the limits.
     """
-    rules = rules or PageRules()
-    why = None
-    if not page.images:
-        why = "no image"
-    elif len(page.images) > rules.max_images:
-        why = f"more than {rules.max_images} images"
-    if why:
-        counts[f"page: {why}"] += 1
-        return None
-    parts: list[str | ImagePart] = []
-    seen: set[bytes] = set()
-    for part in page.parts:
-        if isinstance(part, ImagePart):
-            keys = _keys(part)
-            why = "repeated on its page" if seen.intersection(keys) else _fault(part, repeats, rules)
-            seen.update(keys)
-            counts[f"image: {why}" if why else "image"] += 1
-            if why is None:
-                parts.append(part)
-        elif parts and isinstance(parts[-1], str):
-            parts[-1] += part
-        else:
-            parts.append(part)
-    if not any(isinstance(part, ImagePart) for part in parts):
-        counts["page: no image kept"] += 1
-        return None
-    counts["page"] += 1
-    return Document(page.kind, tuple(parts), page.name)
+    if images == 0:
+        return "no image"
+    return f"more than {rules.max_images} images" if images > rules.max_images else None
 
 
-def _fault(image: ImagePart, repeats: ImageRepeats, rules: PageRules) -> str | None:
-    """The reason to drop an image, or `None` if it is kept."""
-    address = _address(image)
+def address_fault(address: str, rules: PageRules) -> str | None:
+    """
+    The reason to drop an image for a word in its address, or `None` if it is kept.
+
+    Args:
+        address: URL of the image, or its path, of which only the file's name counts. It may be empty.
+        rules: the limits.
+    """
     address = address if re.match("https?://", address) else os.path.basename(address)
-    if any(word in address.lower() for word in rules.url_words):
-        return "excluded word in address"
+    return "excluded word in address" if any(word in address.lower() for word in rules.url_words) else None
+
+
+def image_fault(image: ImagePart, rules: PageRules) -> str | None:
+    """
+    The reason to drop an image for its file or its size, or `None` if it is kept. The image is decoded, as a file may
+    break off after its head.
+
+    Args:
+        image: the image.
+        rules: the limits.
+    """
     try:
         width, height = image.load().size
     except Unusable as error:
@@ -119,20 +72,4 @@ def _fault(image: ImagePart, repeats: ImageRepeats, rules: PageRules) -> str | N
         return "aspect ratio"
     if shorter < rules.min_side or longer > rules.max_side:
         return "size"
-    if repeats.number(image) > rules.max_repeats:
-        return "repeated in the data set"
     return None
-
-
-def _address(image: ImagePart) -> str:
-    is_address = isinstance(image.source, str) and not image.source.startswith("data:")
-    return str(image.source) if is_address else ""
-
-
-def _keys(image: ImagePart) -> list[bytes]:
-    """The hashes that identify an image: of its address and of its file."""
-    keys = [hashlib.md5(_address(image).encode()).digest()] if _address(image) else []
-    try:
-        return [*keys, hashlib.md5(image.read()).digest()]
-    except Unusable:
-        return keys
