@@ -1,6 +1,6 @@
 """
-Trains small MM1s on rows of several images and on single images, and measures which of them learn a name from a
-demonstration's picture. benchmarks/README.md has the results.
+Trains small MM1s on rows of several images, with names that change and names that stay, and on single images, and measures
+which of them learn a name from a demonstration's picture. benchmarks/README.md has the results.
 
     python examples/few_shot_names.py --fashion fashion/usr/share/datasets/fashion-mnist --output few-shot
 
@@ -11,9 +11,11 @@ dropped. All classes of the test are held out from training, and the clothes of 
 
 - *several images*: each row of training is one document with pictures of two to six classes, whose names are drawn for
   this document.
-- *single images*: a row holds as many documents of one picture, packed. Each class has one name, as in captions.
+- *several images, fixed names*: the same rows, but each class has one name, as in captions. So it differs from the first
+  in the names alone, and from the next one in the rows alone.
+- *single images*: a row holds as many documents of one picture, packed. Each class has one name.
 
-Both have the same number of rows, images and tokens, the same encoder (the quickstart's, frozen, so that its features
+All have the same number of rows, images and tokens, the same encoder (the quickstart's, frozen, so that its features
 are computed once) and the same initial weights for a seed. The decoder is new and has two layers. A decoder that was
 trained on text can already copy what followed something similar; a new one would need long to find that out. So its
 first layer starts with attention to recent tokens, its second with attention to similar ones (after Trockman and
@@ -59,7 +61,7 @@ NAMES = ["".join(parts) for parts in product(("ba", "do", "fi", "gu", "ke", "lo"
 # The settings were chosen with the classes before the first one of the test.
 TRAINING_CLASSES, FIRST_TEST_CLASS, TEST_CLASSES = 1200, 1350, 100
 TEST_PICTURES_OF_CLOTHES = 12
-ARMS = ("several images", "single images")
+ARMS = ("several images", "several images, fixed names", "single images")
 WIDTH, LAYERS, HEADS = 64, 2, 4
 ROWS, IMAGES, CLASSES = 32, 12, (2, 6)
 LEARNING_RATE, WARMUP, DECAY = 4e-3, 50, 0.3
@@ -191,7 +193,12 @@ def draw_row(arm: str, classes: int, draw: random.Random) -> list[tuple[int, int
         chosen = draw.choices(range(classes), k=IMAGES)
         return [(each, draw.randrange(VIEWS), NAMES[each % len(NAMES)]) for each in chosen]
     number = draw.randint(*CLASSES)
-    named = zip(draw.sample(range(classes), number), draw.sample(NAMES, number), strict=True)
+    if arm == "several images":
+        named = list(zip(draw.sample(range(classes), number), draw.sample(NAMES, number), strict=True))
+    else:
+        # No two classes of a row have the same name here either.
+        places = draw.sample(range(min(classes, len(NAMES))), number)
+        named = [(draw.choice(range(place, classes, len(NAMES))), NAMES[place]) for place in places]
     return draw.sample([(each, view, name) for each, name in named for view in range(VIEWS)], IMAGES)
 
 
@@ -264,6 +271,7 @@ def chart(scores: dict[str, dict[str, dict[str, Any]]], pictures: Sequence[str],
         ("several images", "as they are", "#0b6e99", "-"),
         ("several images", "shuffled", "#0b6e99", "--"),
         ("several images", "dropped", "#0b6e99", ":"),
+        ("several images, fixed names", "as they are", "#7a4fa3", "-"),
         ("single images", "as they are", "#c4501b", "-"),
         ("untrained", "as they are", "#777777", "-"),
     ]
@@ -276,7 +284,7 @@ def chart(scores: dict[str, dict[str, dict[str, Any]]], pictures: Sequence[str],
             errors = [100 * (each["interval"][1] - each["score"]) for each in found]
             label = f"{arm}" + ("" if control == "as they are" else f", shots' pictures {control}")
             # Moved apart, so that the intervals of equal scores do not cover each other.
-            places = [place + 0.04 * (offset - 2) for place in range(len(shots))]
+            places = [place + 0.04 * (offset - 2.5) for place in range(len(shots))]
             panel.errorbar(places, values, errors, color=colour, linestyle=style, marker="o", capsize=3, label=label)
         panel.axhline(50, color="#999999", linewidth=0.8)
         panel.text(-0.2, 52, "a guess between the two", color="#666666", fontsize=7)

@@ -243,3 +243,13 @@ def test_retrieval_needs_images_and_a_function():
         make("rices").draw(Sample("q", question="text"), 1)
     with pytest.raises(ValueError, match="needs embed"):
         Demonstrations(POOL, how="rices")
+
+
+@pytest.mark.parametrize("how", ["random", "fixed", "rices"])
+def test_an_example_whose_image_cannot_be_decoded_stands_before_no_question(how):
+    pool = [*POOL[:6], Sample("cut", (ImagePart(b"not an image"),), "What?", answer="thing")]
+    demonstrations = make(how, pool)
+    for number in range(20):
+        query = Sample(f"q{number}", (ImagePart(picture(100 + number)),), "What?")
+        assert "cut" not in ids(demonstrations.draw(query, 6))
+    assert demonstrations.describe()["left_out"] == {"corrupt image": 1}

@@ -1,7 +1,6 @@
 """Prompts are equal, byte by byte, to worked examples, and answers are read as the metrics take them."""
 
 import dataclasses
-import math
 
 import pytest
 from evaluation_data import picture
@@ -334,11 +333,13 @@ def test_likelihoods_of_all_requests_are_joined():
     assert prediction(task, sample, answers) == ([-1.0, -2.0], {"choices": ["x", "x"]})
 
 
-@pytest.mark.parametrize("right", [0, 1])
-def test_an_error_chooses_a_wrong_one(right):
-    sample = Sample("1", question="q", references=right, choices=("a", "b"))
-    values, _ = prediction(load_task("piqa"), sample, [Answer(error="too long")])
-    assert values.index(max(values)) != right
+def test_of_an_error_nothing_is_chosen():
+    sample = Sample("1", question="q", references=0, choices=("a", "b"))
+    assert prediction(load_task("piqa"), sample, [Answer(error="too long")]) == ([], {})
+    # One of two contexts is too long.
+    answers = [Answer(log_likelihoods=(-1.0,)), Answer(error="too long")]
+    sample = Sample("1", references=0, choices=("x", "x"), contexts=("a", "b"))
+    assert prediction(load_task("winogrande"), sample, answers) == ([], {})
 
 
 def test_greedy_texts_come_with_their_likelihoods():
@@ -346,7 +347,4 @@ def test_greedy_texts_come_with_their_likelihoods():
     sample = Sample("1", question="q", references=["a", "b"])
     answers = [Answer(log_likelihoods=(-1.0, -2.0), greedy=(False, True))]
     assert prediction(task, sample, answers) == ([False, True], {"log_likelihoods": [-1.0, -2.0]})
-    assert prediction(task, sample, [Answer(error="too long")]) == (
-        [False, False],
-        {"log_likelihoods": [-math.inf, -math.inf]},
-    )
+    assert prediction(task, sample, [Answer(error="too long")]) == ([], {"log_likelihoods": []})

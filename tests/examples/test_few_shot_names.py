@@ -67,8 +67,24 @@ def test_rows_of_both_kinds_have_the_same_length(example):
             row = example.draw_row(arm, 40, draw)
             assert len(row) == example.IMAGES
             assert len(tokenizer("".join(f" {name}\n" for _, _, name in row)).input_ids) == 2 * example.IMAGES
-    several = example.draw_row("several images", 40, draw)
-    assert len({(each, name) for each, _, name in several}) == len({name for _, _, name in several})
+    for arm in example.ARMS[:2]:
+        several = example.draw_row(arm, 400, draw)
+        assert len({(each, name) for each, _, name in several}) == len({name for _, _, name in several})
+
+
+@given(seed=st.integers(0, 1000), classes=st.integers(6, 300))
+@settings(max_examples=30, deadline=None)
+def test_names_change_in_one_kind_of_rows_alone(example, seed, classes):
+    draw = example.random.Random(seed)
+    for arm in example.ARMS:
+        rows = [example.draw_row(arm, classes, draw) for _ in range(30)]
+        names: dict[int, set[str]] = {}
+        for each, _, name in (picture for row in rows for picture in row):
+            names.setdefault(each, set()).add(name)
+        assert (max(map(len, names.values())) > 1) == (arm == "several images")
+        # Pictures of a class come again in a row of several, and no picture does.
+        if arm != "single images":
+            assert all(len({each for each, _, _ in row}) < len(set(row)) == example.IMAGES for row in rows)
 
 
 def test_the_encoder_computes_each_picture_once(example):

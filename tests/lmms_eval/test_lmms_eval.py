@@ -32,7 +32,7 @@ import mm1_hf.evaluation.tasks
 from mm1_hf.data.documents import ImagePart
 from mm1_hf.evaluation.cells import EvaluationSettings, Subject
 from mm1_hf.evaluation.demonstrations import Demonstrations
-from mm1_hf.evaluation.lmms_eval import TASKS
+from mm1_hf.evaluation.lmms_eval import TASKS, TEXT_TASKS
 from mm1_hf.evaluation.lmms_eval.task import DATA
 from mm1_hf.evaluation.models import MM1LocalModel, load_model
 from mm1_hf.evaluation.prompts import build_requests
@@ -351,6 +351,24 @@ def test_every_task_puts_its_demonstrations_before_the_question(path, tmp_path, 
         ]
     found = results["results"][f"mm1_{path.stem}"]
     assert (found["errors,none"], found["unscored,none"]) == (0, 0)
+
+
+@pytest.mark.parametrize("path", sorted(TEXT_TASKS.iterdir()), ids=lambda path: path.stem)
+def test_texts_to_continue_give_what_mm1_eval_gives(path, saved, local, tmp_path, monkeypatch):
+    task = load_task(path.stem)
+    data = None
+    if path.stem != "easy_vqa":
+        data = write_data(tmp_path, path.stem)
+        monkeypatch.setenv(DATA, str(data))
+    shots = 1
+    pool = Demonstrations(read_samples(task, data=data, shots=True), seed=3)
+    subject = Subject(task, read_samples(task, data=data, limit=4), pool)
+    ours = evaluate(local, [subject], EvaluationSettings((shots,), style="completion"), tmp_path / "ours")
+    settings = {"num_fewshot": shots, "fewshot_random_seed": 3, "limit": 4, "force_simple": True}
+    found = run(saved, TEXT_TASKS, f"mm1_text_{path.stem}", **settings)["results"][f"mm1_text_{path.stem}"]
+    (score,) = ours["scores"]
+    assert found[f"{score['metric']},none"] == pytest.approx(score["score"], abs=1e-6)
+    assert (found["errors,none"], found["unscored,none"]) == (sum(score["errors"].values()), 0)
 
 
 def test_what_cannot_be_asked_or_scored_is_counted_in_a_task_of_ones_own(tmp_path):

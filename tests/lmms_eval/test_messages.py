@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from mm1_hf.data.documents import ImagePart, Unusable
-from mm1_hf.evaluation.lmms_eval import TASKS
+from mm1_hf.evaluation.lmms_eval import TASKS, TEXT_TASKS
 from mm1_hf.evaluation.lmms_eval.messages import (
     MAX_NEW_TOKENS,
     completion,
@@ -91,14 +91,17 @@ def test_images_stand_at_their_marks():
     assert completion("", []) == ("",)
 
 
-def test_the_folder_holds_every_task_whose_answers_are_texts():
-    answered = []
-    for name in task_names():
-        task = load_task(name)
-        if task.kind != "likelihood" and task.metric and task.split not in task.hidden:
-            answered.append(name)
-            assert (TASKS / f"{name}.yaml").read_text(encoding="utf-8") == (
-                "class: !function mm1_hf.evaluation.lmms_eval.task.FewShotTask\n"
-                f"task: mm1_{name}\ndataset_path: {name}\n"
+@pytest.mark.parametrize(
+    ("folder", "kind", "name"),
+    [(TASKS, "task.FewShotTask", "mm1_{}"), (TEXT_TASKS, "text_task.FewShotTextTask", "mm1_text_{}")],
+)
+def test_the_folders_hold_every_task_that_a_metric_scores(folder, kind, name):
+    expected = []
+    for task in map(load_task, task_names()):
+        if task.metric and task.split not in task.hidden and (task.kind != "likelihood" or folder == TEXT_TASKS):
+            expected.append(task.name)
+            assert (folder / f"{task.name}.yaml").read_text(encoding="utf-8") == (
+                f"class: !function mm1_hf.evaluation.lmms_eval.{kind}\n"
+                f"task: {name.format(task.name)}\ndataset_path: {task.name}\n"
             )
-    assert sorted(path.stem for path in TASKS.iterdir()) == sorted(answered)
+    assert sorted(path.stem for path in folder.iterdir()) == sorted(expected)

@@ -66,7 +66,7 @@ class Demonstrations:
             places = sorted(_generator("pool", seed).sample(places, size))
         self._places = places
         self._marks: dict[int, tuple[str, frozenset[str]]] = {}
-        self._unusable: set[int] = set()
+        self._usable_places: dict[int, bool] = {}
         self._embeddings: tuple[list[int], np.ndarray] | None = None
         self._left_out: Counter[str] = Counter()
 
@@ -177,12 +177,12 @@ class Demonstrations:
     def _usable(self, place: int) -> Sample | None:
         assert self._pool is not None
         example = self._pool[place]
-        if example.error is None and example.answer:
-            return example
-        if place not in self._unusable:
-            self._unusable.add(place)
-            self._left_out["with an error" if example.error else "without an answer"] += 1
-        return None
+        if place not in self._usable_places:
+            reason = _fault(example)
+            self._usable_places[place] = reason is None
+            if reason is not None:
+                self._left_out[reason] += 1
+        return example if self._usable_places[place] else None
 
     def _mark_of(self, place: int, example: Sample) -> tuple[str, frozenset[str]]:
         if place not in self._marks:
@@ -195,6 +195,21 @@ def _generator(*seeds: Any) -> random.Random:
     return random.Random(hashlib.sha256(repr(seeds).encode()).digest())
 
 
+def _fault(example: Sample) -> str | None:
+    """Why an example cannot be a demonstration: the questions before which it stands could not be answered."""
+    if example.error is not None:
+        return "with an error"
+    if not example.answer:
+        return "without an answer"
+    try:
+        for image in example.images:
+            if not _is_address(image):
+                image.load()
+    except Unusable as error:
+        return error.reason
+    return None
+
+
 def _mark(sample: Sample) -> tuple[str, frozenset[str]]:
     """By what a sample is recognised: its name, and its images or, without any, its question."""
     if not sample.images:
@@ -204,16 +219,19 @@ def _mark(sample: Sample) -> tuple[str, frozenset[str]]:
     return sample.id, frozenset(_digest(image) for image in sample.images)
 
 
+def _is_address(image: ImagePart) -> bool:
+    return isinstance(image.source, str) and image.source.startswith(("http://", "https://"))
+
+
 def _digest(image: ImagePart) -> str:
-    source = image.source
     # An address is not downloaded for the comparison.
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        content = source.encode()
+    if _is_address(image):
+        content = str(image.source).encode()
     else:
         try:
             content = image.read()
         except Unusable:
-            content = repr(source).encode()
+            content = repr(image.source).encode()
     return hashlib.sha256(content).hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from string import Formatter
@@ -127,22 +126,17 @@ def prediction(
     Returns:
         The prediction: a text, the log-likelihoods of the choices, or whether each accepted text is what greedy
         decoding gives. And the columns that the metric reads, by their names. Where there is no answer, the prediction
-        is one that is wrong.
+        is empty, which is wrong.
     """
     columns = dict(sample.columns)
     if task.kind != "likelihood":
         return _read_text(template_of(task, style, template), answers[0]), columns
-    failed = any(answer.error is not None for answer in answers)
-    values = [value for answer in answers for value in answer.log_likelihoods]
+    # Of one that failed, the others tell nothing.
+    answered = [] if any(answer.error is not None for answer in answers) else answers
+    values = [value for answer in answered for value in answer.log_likelihoods]
     if task.metric == "greedy_match":
-        count = len(sample.references or ())
-        greedy = [is_greedy for answer in answers for is_greedy in answer.greedy]
-        columns["log_likelihoods"] = [-math.inf] * count if failed else values
-        return ([False] * count if failed else greedy), columns
-    if failed:
-        # Of equal values the first would be chosen, and might be right.
-        wrong = 0 if sample.references else 1
-        return [0.0 if index == wrong else -math.inf for index in range(len(sample.choices))], columns
+        columns["log_likelihoods"] = values
+        return [is_greedy for answer in answered for is_greedy in answer.greedy], columns
     return values, columns
 
 

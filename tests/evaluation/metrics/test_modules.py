@@ -22,13 +22,13 @@ CASES = {
     ),
     "choice_likelihood": (
         {"predictions": [[-4.0, -3.0]], "references": [1], "choices": [["cats", "dogs"]]},
-        {"acc": 1.0, "acc_norm": 1.0, "acc_bytes": 1.0},
+        {"acc": 1.0, "acc_norm": 1.0, "acc_bytes": 1.0, "unanswered": 0.0},
     ),
     "cider": ({"predictions": ["A cat.", "A dog."], "references": [["a cat"], ["a dog"]]}, {"cider": 5.0}),
     "exact_match": ({"predictions": ["Left."], "references": ["left"]}, {"exact_match": 1.0}),
     "greedy_match": (
         {"predictions": [[True]], "references": [["end"]], "log_likelihoods": [[0.0]]},
-        {"acc": 1.0, "perplexity": 1.0},
+        {"acc": 1.0, "unanswered": 0.0, "perplexity": 1.0},
     ),
     "mathvista": (
         {

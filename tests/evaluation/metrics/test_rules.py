@@ -288,14 +288,24 @@ def test_choices_are_divided_by_characters_or_bytes():
     metric = load("choice_likelihood")
     samples = metric.per_sample([[-3.0, -4.0], [-4.0, -5.5]], [1, 0], **columns)
     assert samples == [
-        {"acc": 0.0, "acc_norm": 1.0, "acc_bytes": 1.0},
-        {"acc": 1.0, "acc_norm": 0.0, "acc_bytes": 1.0},
+        {"acc": 0.0, "acc_norm": 1.0, "acc_bytes": 1.0, "unanswered": 0.0},
+        {"acc": 1.0, "acc_norm": 0.0, "acc_bytes": 1.0, "unanswered": 0.0},
     ]
+
+
+def test_what_was_not_answered_is_wrong_whichever_choice_is_right():
+    columns = {"choices": [["a", "b"]] * 4}
+    result = result_of("choice_likelihood", [[], [], [-1.0, -2.0], [-2.0, -1.0]], [0, 1, 0, 1], **columns)
+    assert result == {"acc": 0.5, "acc_norm": 0.5, "acc_bytes": 0.5, "unanswered": 0.5}
+    measured = {"log_likelihoods": [[], [-2.0], []]}
+    result = result_of("greedy_match", [[], [True], []], [["x"], ["y"], ["z", "w"]], **measured)
+    assert result == pytest.approx({"acc": 1 / 3, "unanswered": 2 / 3, "perplexity": math.exp(2)})
+    assert result_of("greedy_match", [[]], [["x"]], log_likelihoods=[[]]) == {"acc": 0.0, "unanswered": 1.0}
 
 
 def test_greedy_match_and_perplexity():
     result = result_of(
         "greedy_match", [[False, True], [False]], [["x", "y"], ["z"]], log_likelihoods=[[-3.0, -1.0], [-2.0]]
     )
-    assert result == {"acc": 0.5, "perplexity": pytest.approx(math.exp(1.5))}
-    assert result_of("greedy_match", [[True]], [["x"]]) == {"acc": 1.0}
+    assert result == {"acc": 0.5, "unanswered": 0.0, "perplexity": pytest.approx(math.exp(1.5))}
+    assert result_of("greedy_match", [[True]], [["x"]]) == {"acc": 1.0, "unanswered": 0.0}

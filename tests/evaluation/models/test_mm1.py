@@ -1,5 +1,7 @@
 """MM1 encodes each picture once, and splits the images that a request says."""
 
+from collections import Counter
+
 import pytest
 import torch
 from generating import far_from_initial
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from peers import picture
 from tiny import tiny_mm1
 
+from mm1_hf.data.documents import ImagePart
 from mm1_hf.evaluation.models import LocalModel, MM1LocalModel
 from mm1_hf.evaluation.requests import Request
 
@@ -20,12 +23,15 @@ def pair():
     return far_from_initial(model), processor
 
 
-def counted(model) -> list[int]:
-    """Tiles of each call of the encoder from now on."""
-    tiles = []
-    model.model.vision_tower.register_forward_pre_hook(
-        lambda module, args, kwargs: tiles.append(len(args[0] if args else kwargs["pixel_values"])), with_kwargs=True
-    )
+def encoded(model) -> Counter[bytes]:
+    """How often each tile goes through the encoder from now on; zeros that fill a batch are left out."""
+    tiles: Counter[bytes] = Counter()
+
+    def count(module, args, kwargs):
+        given = args[0] if args else kwargs["pixel_values"]
+        tiles.update(tile.numpy().tobytes() for tile in given if tile.abs().sum())
+
+    model.model.vision_tower.register_forward_pre_hook(count, with_kwargs=True)
     return tiles
 
 
@@ -36,19 +42,47 @@ def shots(number: int, query: int, **settings) -> Request:
 
 def test_a_demonstrations_picture_is_encoded_once(pair):
     model = MM1LocalModel(*pair, batch_size=4)
-    tiles = counted(pair[0])
+    # The first picture that it encodes tells it how many it may encode together.
+    model.answer([Request((picture(50), "x"), 1)])
+    tiles = encoded(pair[0])
     # Up to two images are split, into 4 tiles and an overview.
     requests = [shots(1, query) for query in range(6)]
     model.answer(requests)
-    assert sum(tiles) == 5 * (1 + 6)
+    assert set(tiles.values()) == {1} and tiles.total() == 5 * (1 + 6)
     model.answer(requests)
-    assert sum(tiles) == 5 * (1 + 6)
-    # As one of four images, the first picture is not split: other tiles.
+    assert tiles.total() == 5 * (1 + 6)
+    # As one of four images, the first picture is not split: other tiles, but for the overviews.
     model.answer([shots(3, query) for query in range(6)])
-    assert sum(tiles) == 5 * (1 + 6) + 3 + 6
-    assert model.cache.misses == 7 + 9
-    assert model.cache.hits == 5 + 12 + 15
-    assert model.cache.bytes == sum(tiles) * 4 * 64 * 4
+    assert tiles.total() == 5 * (1 + 6) + 3 + 6
+    assert model.cache.bytes == (tiles.total() + 5) * 4 * 64 * 4
+
+
+def test_pictures_of_later_prompts_fill_a_batch_of_the_encoder(pair):
+    calls = []
+    handle = pair[0].model.vision_tower.register_forward_pre_hook(lambda *given: calls.append(1))
+    requests = [Request((picture(200 + number % 24), "x"), 1, whole=frozenset({0})) for number in range(30)]
+    requests.insert(3, Request((ImagePart(b"no image"), "x"), 1))
+    answers = MM1LocalModel(*pair, batch_size=1).answer(requests)
+    handle.remove()
+    # Two calls find out how many may be encoded together.
+    assert len(calls) == 2 + 24 / 8
+    assert [number for number, answer in enumerate(answers) if answer.error] == [3]
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.data())
+def test_image_tokens_depend_on_neither_batch_nor_cache_nor_what_came_before(pair, data):
+    requests = [shots(number % 3, number % 5) for number in range(8)]
+    kept: dict = {}
+    for _ in range(2):
+        size, limit = data.draw(st.integers(1, 8)), data.draw(st.sampled_from([2**20, 20_000, 0]))
+        model = MM1LocalModel(*pair, batch_size=size, cache_bytes=limit)
+        for index in data.draw(st.permutations(range(8))):
+            prompt = model._writer.write(requests[index])
+            following = map(model._writer.write, requests[index:])
+            (ready,) = model._loaded([prompt], following)
+            features = torch.cat([image.features for image in ready.images])
+            assert torch.equal(kept.setdefault(index, features), features)
 
 
 def test_answers_are_those_of_the_plain_way(pair):
@@ -82,7 +116,7 @@ def test_image_tokens_are_those_of_whole_and_split_pictures(pair, number, whole)
     whole = None if whole is None else frozenset(index for index in whole if index < number)
     model = MM1LocalModel(*pair)
     prompt = model._writer.write(Request((*(picture(index) for index in range(number)), "x"), 4, whole=whole))
-    ready = model._loaded(prompt)
+    (ready,) = model._loaded([prompt], ())
     inputs = model._encode([ready], [prompt.text], True, "left")
     split = (number if number <= 2 else 0) if whole is None else number - len(whole)
     tiles = 5 * split + number - split

@@ -3,10 +3,12 @@
 from types import SimpleNamespace
 
 import pytest
+from generating import far_from_initial
 from peers import PEERS, picture
 from tiny import byte_tokenizer, tiny_mm1
 from tokenizers.processors import TemplateProcessing
 
+from mm1_hf.evaluation.models import MM1LocalModel
 from mm1_hf.evaluation.models.prompts import PromptWriter
 from mm1_hf.evaluation.requests import Request, Turn
 
@@ -37,6 +39,28 @@ def test_a_completion_prompt_is_written_as_it_is(writer):
     prompt = writer.write(Request(parts, 8, whole=frozenset({0})))
     assert prompt.text == "<image> A photo of a cat.\n<image> A photo of"
     assert (prompt.special, prompt.whole) == (True, frozenset({0}))
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_prompt_does_not_end_with_the_token_for_ends(begins):
+    """The answer would be what follows the end of a text."""
+    model, processor = tiny_mm1()
+    model, tokenizer = far_from_initial(model), processor.tokenizer
+    # A token that is there already, so that the model keeps its size.
+    tokenizer.bos_token = "<pad>" if "<pad>" in tokenizer.get_vocab() else tokenizer.eos_token
+    tokens = [(token, tokenizer.convert_tokens_to_ids(token)) for token in {tokenizer.bos_token, tokenizer.eos_token}]
+    begin = f"{tokenizer.bos_token} " if begins else ""
+    requests = [Request((picture(0), "It is"), 4), Request(("It is",), continuations=(" A", " no"))]
+    answers = {}
+    for end in ("", f" {tokenizer.eos_token}"):
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{begin}$A{end}", special_tokens=tokens
+        )
+        assert (tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id) == bool(end)
+        answers[end] = MM1LocalModel(model, processor).answer(requests)
+    (without, with_end) = answers.values()
+    assert without == with_end and without[0].text
+    assert PromptWriter(processor).write(requests[0]).text == begin.strip() + "<image>It is"
 
 
 def test_a_chat_is_written_by_the_template(writer):

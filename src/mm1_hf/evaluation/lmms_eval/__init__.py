@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 
-# The folder of the few-shot tasks.
+# The folders of the few-shot tasks: for chat models, and for models that continue a text.
 TASKS = Path(__file__).parent / "few_shot"
+TEXT_TASKS = Path(__file__).parent / "few_shot_text"
 
 
 def manifest() -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if not TYPE_CHECKING and find_spec("lmms_eval"):
-    from lmms_eval.api.instance import GenerationResult
+    from lmms_eval.api.instance import GenerationResult, Instance
     from lmms_eval.api.model import lmms as ModelBase
     from lmms_eval.api.task import ConfigurableMessagesTask as TaskBase
 else:
@@ -24,6 +24,27 @@ else:
         """
 
         text: Any
+
+    @dataclass
+    class Instance:
+        """
+        A request.
+
+        Args:
+            request_type: what is asked of the model.
+            arguments: what the model is given.
+            idx: index of the request among those of its question.
+            metadata: what lmms-eval notes of it.
+            task_name: name of the task.
+            doc_id: place of the question in its split.
+        """
+
+        request_type: str
+        arguments: tuple[Any, ...]
+        idx: int
+        metadata: Any = None
+        task_name: str | None = None
+        doc_id: int | None = None
 
     class ModelBase:
         """

@@ -127,10 +127,19 @@ def _part(content: Mapping[str, Any]) -> Part:
 def _content(part: Part) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    return {"type": "image", "url": _rgb(part)}
+    return {"type": "image", "url": rgb_image(part)}
 
 
-def _rgb(part: ImagePart) -> Image.Image:
+def rgb_image(part: ImagePart) -> Image.Image:
+    """
+    Decodes an image, and makes it RGB as MM1's own processor does.
+
+    Args:
+        part: the image.
+
+    Raises:
+        Unusable: it cannot be decoded.
+    """
     image = part.load()
     if image.mode == "RGB":
         return image

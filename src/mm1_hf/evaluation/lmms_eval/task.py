@@ -12,15 +12,15 @@ from mm1_hf.evaluation.demonstrations import Demonstrations
 from mm1_hf.evaluation.lmms_eval.bases import TaskBase
 from mm1_hf.evaluation.lmms_eval.messages import messages_of
 from mm1_hf.evaluation.prompts import build_requests, prediction
-from mm1_hf.evaluation.requests import Answer
-from mm1_hf.evaluation.samples import read_samples
+from mm1_hf.evaluation.requests import Answer, Request
+from mm1_hf.evaluation.samples import Sample, read_samples
 from mm1_hf.evaluation.scoring import score
-from mm1_hf.evaluation.tasks import load_task
+from mm1_hf.evaluation.tasks import Style, load_task
 
 
 # Where local copies of the data lie: a folder with one folder for each task, as `mm1 eval --data` takes it.
 DATA = "MM1_DATA"
-_CANNOT_ASK = "(This question cannot be asked. Answer with a dash.)"
+CANNOT_ASK = "(This question cannot be asked. Answer with a dash.)"
 
 
 class FewShotTask(TaskBase):
@@ -41,12 +41,19 @@ class FewShotTask(TaskBase):
         ValueError: there is no such task, its data are not there, or its answers are not texts that a metric scores.
     """
 
+    style: Style = "chat"
+
     def __init__(self, config: dict[str, Any]) -> None:
         task = load_task(config["dataset_path"])
-        if task.kind == "likelihood" or not task.metric or task.split in task.hidden:
+        if not task.metric or task.split in task.hidden:
             raise ValueError(
-                f"The task {task.name} compares log-likelihoods, is scored by a judge, or has no references. Chat models of "
-                "lmms-eval cannot be measured on it; run it with mm1 eval."
+                f"The task {task.name} is scored by a judge, or has no references; lmms-eval cannot score it. Run it with "
+                "mm1 eval."
+            )
+        if task.kind == "likelihood" and self.style == "chat":
+            raise ValueError(
+                f"The task {task.name} compares log-likelihoods, for which lmms-eval does not ask by chats. Take its task "
+                f"mm1_text_{task.name} of TEXT_TASKS with --force_simple, or run it with mm1 eval."
             )
         self.mm1_task = task
         self._metric = metrics.load(task.metric)
@@ -59,7 +66,7 @@ class FewShotTask(TaskBase):
             "test_split": task.split,
             "generation_kwargs": {
                 "max_new_tokens": task.max_new_tokens,
-                "until": [],
+                "until": list(task.stop) if self.style == "completion" else [],
                 "do_sample": False,
                 "temperature": 0.0,
             },
@@ -130,12 +137,12 @@ class FewShotTask(TaskBase):
         sample = self.samples[doc["row"]]
         self._errors[doc["row"]] = sample.error
         if sample.error is None:
-            (request,) = build_requests(self.mm1_task, sample, self._draw(sample), style="chat")
+            (request,) = self._requests(sample)
             try:
                 return messages_of(request)
             except ValueError as error:
                 self._errors[doc["row"]] = str(error)
-        return [{"role": "user", "content": [{"type": "text", "text": _CANNOT_ASK}]}]
+        return [{"role": "user", "content": [{"type": "text", "text": CANNOT_ASK}]}]
 
     def process_results(self, doc: Mapping[str, Any], results: Sequence[Any], **more: Any) -> dict[str, Any]:
         """
@@ -148,10 +155,10 @@ class FewShotTask(TaskBase):
         """
         if doc["row"] not in self._errors:
             # The answer is from lmms-eval's cache.
-            self.doc_to_messages(doc)
+            self._ask(doc)
         sample, error = self.samples[doc["row"]], self._errors[doc["row"]]
-        text = results[0] if isinstance(results[0], str) else results[0][0]
-        predicted, columns = prediction(self.mm1_task, sample, [Answer(text, error=error)], style="chat")
+        answers = [Answer(error=error)] if error is not None else self._answers(results)
+        predicted, columns = prediction(self.mm1_task, sample, answers, style=self.style)
         item = {"prediction": predicted, "reference": sample.references, "columns": columns}
         if sample.scored and hasattr(self._metric, "score"):
             # From it lmms-eval computes the standard error.
@@ -168,7 +175,17 @@ class FewShotTask(TaskBase):
         """Of each of the results, whether a higher one is better."""
         return {self._metric.HEADLINE: True, "errors": False, "unscored": False}
 
-    def _draw(self, sample: Any) -> list[Any]:
+    def _ask(self, doc: Mapping[str, Any]) -> None:
+        """Finds out whether a question can be asked."""
+        self.doc_to_messages(doc)
+
+    def _answers(self, results: Sequence[Any]) -> list[Answer]:
+        return [Answer(results[0] if isinstance(results[0], str) else results[0][0])]
+
+    def _requests(self, sample: Sample) -> tuple[Request, ...]:
+        return build_requests(self.mm1_task, sample, self._draw(sample), style=self.style)
+
+    def _draw(self, sample: Sample) -> list[Sample]:
         shots = self.config.num_fewshot or 0
         if shots and self._demonstrations is None:
             pool = read_samples(self.mm1_task, data=self._data, shots=True)

@@ -25,6 +25,9 @@ class FeatureCache:
         self.misses = 0
         self._values: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
     def get(self, key: Hashable) -> Any:
         """
         Returns a value, or None if it is not kept. Counts a hit or a miss.

@@ -3,7 +3,7 @@
 import gc
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -132,7 +132,9 @@ class LocalModel:
             while start < len(group):
                 batch = group[start : start + self.batch_size]
                 found = self._answer_or_halve(
-                    [requests[index] for index in batch], [prompts[index] for index in batch]
+                    [requests[index] for index in batch],
+                    [prompts[index] for index in batch],
+                    (prompts[index] for index in group[start + len(batch) :]),
                 )
                 if found is not None:
                     yield from zip(batch, found, strict=True)
@@ -154,11 +156,13 @@ class LocalModel:
         )
 
     @torch.no_grad()
-    def _answer_or_halve(self, requests: list[Request], prompts: list[Prompt]) -> list[Answer] | None:
+    def _answer_or_halve(
+        self, requests: list[Request], prompts: list[Prompt], following: Iterable[Prompt]
+    ) -> list[Answer] | None:
         """The answers, or None if memory ran out and the batch size has been halved."""
         try:
             with evaluation_mode(self.model):
-                return self._answer_batch(requests, prompts)
+                return self._answer_batch(requests, prompts, following)
         except Exception as error:
             if not self._may_halve or self.batch_size == 1 or not should_reduce_batch_size(error):
                 raise
@@ -168,8 +172,10 @@ class LocalModel:
         clear_device_cache()
         return None
 
-    def _answer_batch(self, requests: list[Request], prompts: list[Prompt]) -> list[Answer]:
-        readies = [self._loaded(prompt) for prompt in prompts]
+    def _answer_batch(
+        self, requests: list[Request], prompts: list[Prompt], following: Iterable[Prompt]
+    ) -> list[Answer]:
+        readies = self._loaded(prompts, following)
         usable = [index for index, ready in enumerate(readies) if isinstance(ready, Ready)]
         answers = {index: ready for index, ready in enumerate(readies) if isinstance(ready, Answer)}
 
@@ -207,12 +213,15 @@ class LocalModel:
                     )
         return refused
 
-    def _loaded(self, prompt: Prompt) -> Ready | Answer:
-        """A prompt with its images, or what is wrong with one of them."""
-        try:
-            return Ready(prompt, [_rgb(part) for part in prompt.images])
-        except ValueError as error:
-            return Answer(error=str(error))
+    def _loaded(self, prompts: Sequence[Prompt], following: Iterable[Prompt]) -> list[Ready | Answer]:
+        """Each prompt with its images, or what is wrong with one of them. The following prompts are asked later."""
+        readies: list[Ready | Answer] = []
+        for prompt in prompts:
+            try:
+                readies.append(Ready(prompt, [_rgb(part) for part in prompt.images]))
+            except ValueError as error:
+                readies.append(Answer(error=str(error)))
+        return readies
 
     def _encode(self, readies: Sequence[Ready], texts: Sequence[str], special: bool, side: str) -> dict[str, Any]:
         """The model's inputs for a batch, on its device."""

@@ -1,6 +1,7 @@
 """MM1 as a model that answers requests: it encodes each picture once, and may split only some images of a prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mm1_hf.data.documents import ImagePart, Unusable
+from mm1_hf.evaluation.models.encoding import TOGETHER, TileEncoder
 from mm1_hf.evaluation.models.features import FeatureCache, picture_key
 from mm1_hf.evaluation.models.local import LocalModel, Ready
 from mm1_hf.evaluation.models.prompts import Prompt
@@ -16,6 +18,14 @@ from mm1_hf.model.modeling_mm1 import MM1ForConditionalGeneration
 from mm1_hf.model.processing_mm1 import MM1Processor
 from mm1_hf.model.tiling import ImageLayout, images_to_split, placeholder_text
 from mm1_hf.model.vision import encode
+
+
+# A picture's content, and whether it is split.
+Key = tuple[bytes, bool]
+# How a picture is split, and its tiles, which are not encoded yet.
+Tiles = tuple[ImageLayout, torch.Tensor]
+# The tiles of a whole batch of prompts may not fit in memory: one of 672 pixels takes 5 MB.
+_WAITING_TILES = 32
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,7 @@ class MM1LocalModel(LocalModel):
     ):
         super().__init__(model, processor, **settings)
         self.cache = FeatureCache(cache_bytes)
+        self._encoder = TileEncoder(model)
 
     def _require_mixed(self) -> None:
         if self.processor.image_processor.tiling_config().splitting == "none":
@@ -65,31 +76,63 @@ class MM1LocalModel(LocalModel):
                 "model without mixed resolution (--split-last), or set image_splitting in its preprocessor_config.json."
             )
 
-    def _loaded(self, prompt: Prompt) -> Ready | Answer:
-        try:
-            pictures = [
-                self._picture(part, split) for part, split in zip(prompt.images, self._splits(prompt), strict=True)
-            ]
-        except Unusable as error:
-            return Answer(error=str(error))
-        return Ready(prompt, pictures)
+    def _loaded(self, prompts: Sequence[Prompt], following: Iterable[Prompt]) -> list[Ready | Answer]:
+        pictures: dict[Key, Picture] = {}
+        waiting: dict[Key, Tiles] = {}
+        keys: list[list[Key] | Answer] = []
+        for prompt in prompts:
+            try:
+                keys.append(self._keys(prompt, pictures, waiting))
+            except Unusable as error:
+                keys.append(Answer(error=str(error)))
+        self._fill(pictures, waiting, following)
+        self._encode_waiting(pictures, waiting)
+        return [
+            own if isinstance(own, Answer) else Ready(prompt, [pictures[key] for key in own])
+            for prompt, own in zip(prompts, keys, strict=True)
+        ]
 
-    def _picture(self, part: ImagePart, split: bool) -> Picture:
-        key = (picture_key(part), split)
-        picture = self.cache.get(key)
-        if picture is None:
-            picture = self._encoded(part, split)
-            self.cache.put(key, picture, picture.features.numel() * picture.features.element_size())
-        return picture
+    def _keys(self, prompt: Prompt, pictures: dict[Key, Picture], waiting: dict[Key, Tiles]) -> list[Key]:
+        """The names of a prompt's pictures, each of which is then among the encoded ones or waits with its tiles."""
+        keys = []
+        for part, split in self._images(prompt):
+            key = (picture_key(part), split)
+            keys.append(key)
+            if key in pictures or key in waiting:
+                continue
+            if (kept := self.cache.get(key)) is not None:
+                pictures[key] = kept
+                continue
+            waiting[key] = self._tiles(part, split)
+            if _count(waiting) >= _WAITING_TILES:
+                self._encode_waiting(pictures, waiting)
+        return keys
 
-    def _splits(self, prompt: Prompt) -> list[bool]:
+    def _fill(self, pictures: Mapping[Key, Picture], waiting: dict[Key, Tiles], following: Iterable[Prompt]) -> None:
+        """Lets pictures of the following prompts wait too, which would otherwise be encoded later, until the number of
+        tiles is one that the encoder takes at once."""
+        others = ((part, split) for prompt in following for part, split in self._images(prompt))
+        while waiting and _count(waiting) % TOGETHER and _count(waiting) < _WAITING_TILES:
+            part, split = next(others, (None, False))
+            if part is None:
+                return
+            # What is wrong with a picture is the answer to its own prompt.
+            with suppress(Unusable):
+                key = (picture_key(part), split)
+                if key not in pictures and key not in waiting and key not in self.cache:
+                    waiting[key] = self._tiles(part, split)
+
+    def _images(self, prompt: Prompt) -> list[tuple[ImagePart, bool]]:
+        """The images of a prompt, and whether each is split."""
         number = len(prompt.images)
         config = self.processor.image_processor.tiling_config()
         if prompt.whole is None:
-            return images_to_split(number, config)
-        return [index not in prompt.whole for index in range(number)]
+            splits = images_to_split(number, config)
+        else:
+            splits = [index not in prompt.whole for index in range(number)]
+        return list(zip(prompt.images, splits, strict=True))
 
-    def _encoded(self, part: ImagePart, split: bool) -> Picture:
+    def _tiles(self, part: ImagePart, split: bool) -> Tiles:
         image = part.load()
         processor = self.processor.image_processor
         # Of one image by itself.
@@ -101,9 +144,18 @@ class MM1LocalModel(LocalModel):
             ((layout,),) = processor.get_layouts(processor.image_sizes([[image]]), **settings)
         except ValueError as error:
             raise Unusable("corrupt image", str(error)) from error
-        # Each picture alone, because kernels round differently for other numbers of tiles: what is computed of a picture
-        # must depend neither on what is in the cache nor on where a run was resumed.
-        return Picture(layout, self.model.get_image_features(tiles.to(self.model.device)).pooler_output)
+        return layout, tiles
+
+    def _encode_waiting(self, pictures: dict[Key, Picture], waiting: dict[Key, Tiles]) -> None:
+        if not waiting:
+            return
+        lengths = [len(tiles) for _, tiles in waiting.values()]
+        features = self._encoder.encode(torch.cat([tiles for _, tiles in waiting.values()])).split(lengths)
+        for (key, (layout, _)), own in zip(waiting.items(), features, strict=True):
+            # A view would keep the image tokens of all others in memory.
+            pictures[key] = Picture(layout, own.clone())
+            self.cache.put(key, pictures[key], own.numel() * own.element_size())
+        waiting.clear()
 
     def _encode(self, readies: Sequence[Ready], texts: Sequence[str], special: bool, side: str) -> dict[str, Any]:
         inputs = self.tokenizer(
@@ -144,3 +196,7 @@ class MM1LocalModel(LocalModel):
         return vars(self.processor.image_processor.tiling_config()) | {
             "num_image_tokens": self.processor.num_image_tokens
         }
+
+
+def _count(waiting: Mapping[Key, Tiles]) -> int:
+    return sum(len(tiles) for _, tiles in waiting.values())

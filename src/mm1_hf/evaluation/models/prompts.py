@@ -50,6 +50,8 @@ class PromptWriter:
         self._bos: str | None = tokenizer.bos_token
         image_token = getattr(processor, "image_token", None) or getattr(tokenizer, "image_token", None)
         self.image_mark = self._mark_of_template() or image_token
+        # Of a prompt that a tokenizer ends with its token for ends, a model continues nothing.
+        self._beginning, self._ended = _special_tokens(tokenizer)
         self._texts, self._own_texts = plain_texts(tokenizer, self.template, image_token or self.image_mark or "")
 
     def write(self, request: Request) -> Prompt:
@@ -76,6 +78,8 @@ class PromptWriter:
             special = not begun and not isinstance(self._processor, MM1Processor)
         else:
             text, special = self._completion(request.prompt), True
+        if special and self._ended:
+            text, special = self._beginning + text, False
         return Prompt(text, request.images, request.whole, special)
 
     def _completion(self, parts: Sequence[Any]) -> str:
@@ -110,6 +114,14 @@ class PromptWriter:
         except Exception:
             return ""
         return rendered.partition(_BEFORE)[2].partition(_AFTER)[0].strip()
+
+
+def _special_tokens(tokenizer: Any) -> tuple[str, bool]:
+    """What the tokenizer writes before a text, and whether it writes something behind it."""
+    plain = tokenizer(_BEFORE, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(_BEFORE)["input_ids"]
+    start = next((place for place in range(len(whole)) if whole[place : place + len(plain)] == plain), 0)
+    return tokenizer.decode(whole[:start]), len(whole) > start + len(plain)
 
 
 def _content(part: Part) -> dict[str, str]:

@@ -9,11 +9,12 @@ The original asks a language model for the final answer in a response. Here rule
 - lists: the last text in square brackets;
 - any of them: a response of one line and at most five words.
 
-If no rule finds an answer, it is unread, and wrong. Published scores use the judge, so they are a little higher.
+If no rule finds an answer, it is unread, and wrong. Published scores use the judge, which finds answers where these rules
+do not, and the other way round: compare scores of this metric with each other alone.
 
-What was found is then compared as in the original. For a question with choices, a letter stands for its choice, and
-another text for the choice with the smallest edit distance. A whole number loses its fraction; any other number is
-rounded to the precision of the question.
+What was found is then compared by the rules that the original states. For a question with choices, a letter stands for
+its choice, and another text for the choice with the smallest edit distance. A whole number loses its fraction; any other
+number is rounded to the precision of the question.
 """
 
 import re

@@ -1,9 +1,10 @@
 """
 POPE (Li et al., 2023): yes-no questions about objects that are, or are not, in an image. Yes is the positive class.
 
-An answer is read by the rule of its authors: the first sentence without commas is a no if it has the word "no" or
-"not", in any case, and otherwise a yes. So an answer with none of "yes", "no" and "not" counts as a yes; their share is
-given as `unread`. The reported F1 is the mean over the categories, as in MM1.5.
+An answer is read much as by the script of its authors: the first sentence without commas is a no if it has the word "no" or
+"not", and otherwise a yes. Their script knows the spellings "No", "no" and "not"; here any case will do. An answer with
+none of "yes", "no" and "not" counts as a yes; the share of such answers is given as `unread`. The reported F1 is the mean
+over the categories, which is how MM1.5's is understood here.
 """
 
 from collections.abc import Mapping, Sequence
