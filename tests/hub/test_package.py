@@ -29,6 +29,8 @@ def test_a_built_package_brings_the_card_and_the_plugin(wheel):
     root, wheel = wheel
     with zipfile.ZipFile(wheel) as package:
         assert package.read("mm1_hf/hub/MODEL_CARD.md") == (root / "MODEL_CARD.md").read_bytes()
+        for recipe in (root / "recipes").iterdir():
+            assert package.read(f"mm1_hf/training/open_recipes/{recipe.name}") == recipe.read_bytes()
         (name,) = (name for name in package.namelist() if name.endswith("entry_points.txt"))
         entries = ConfigParser()
         entries.read_string(package.read(name).decode())
@@ -46,4 +48,5 @@ def test_the_command_of_an_installed_package_runs(wheel, tmp_path):
     for module in ("mm1_command", "mm1_hf.cli"):
         assert run(sys.executable, "-c", f"import {module}; print({module}.__file__)").startswith(str(tmp_path))
     assert run(str(tmp_path / "bin" / "mm1"), "--version") == f"mm1 {mm1_hf.__version__}\n"
+    assert "mm1.5-3b-sft" in run(str(tmp_path / "bin" / "mm1"), "recipe")
     assert "GB" in run(str(tmp_path / "bin" / "mm1"), "plan", "mm1-3b", "--gpus", "64")
