@@ -22,13 +22,9 @@ _TAKES_A_WINDOW, _TAKES_GROUPS = "window_size" in _PARAMETERS, "enable_gqa" in _
 
 @torch.compiler.assume_constant_result
 def has_varlen() -> bool:
-    """Whether torch has the kernel, with a scale and a window, and the GPU is of NVIDIA's Ampere generation or newer."""
-    return (
-        _TAKES_A_WINDOW
-        and torch.version.cuda is not None
-        and torch.cuda.is_available()
-        and torch.cuda.get_device_capability() >= (8, 0)
-    )
+    """Where there is a GPU: whether torch has the kernel, with a scale and a window, and the GPU is of NVIDIA's Ampere
+    generation or newer."""
+    return _TAKES_A_WINDOW and torch.version.cuda is not None and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def serves_varlen(query: torch.Tensor, dropout: float) -> bool:

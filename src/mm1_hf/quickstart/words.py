@@ -86,5 +86,5 @@ def teach_words(
         nn.utils.clip_grad_norm_(connector.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return losses

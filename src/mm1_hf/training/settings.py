@@ -64,7 +64,7 @@ class SourceSettings:
             `synthetic_share` is not between 0 and 1 or is given for another layout.
     """
 
-    path: str | tuple[str, ...]
+    path: tuple[str, ...] | str
     layout: str
     weight: float | None = None
     split: str = "train"
