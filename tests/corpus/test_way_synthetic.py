@@ -131,9 +131,10 @@ def test_a_run_whose_endpoint_died_goes_on_with_equal_bytes(tmp_path):
 
     for lives in (7, 22, 41, 55):
         with pytest.raises(ConnectionError, match="what has been answered is kept"):
-            run(pairs, tmp_path / "out", counting(captioner, lives), counting(fuser, lives))
+            run(pairs, tmp_path / "out", counting(captioner, lives), counting(fuser, lives), requests=2)
     run(pairs, tmp_path / "out", counting(captioner, 1000), counting(fuser, 1000))
-    assert len(asked) == 60, "nothing was asked twice"
+    # Only what was under way when the endpoint died may have been answered in vain.
+    assert 60 <= len(asked) <= 60 + 4 * 2
     assert data(tmp_path / "out") == data(tmp_path / "whole")
 
 
