@@ -9,14 +9,14 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+from benchmarks.measuring import commit, versions
+
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "triton", "flash-attn")
 MINUTES = 8
 
 
@@ -47,23 +47,6 @@ def outcomes(report: Path) -> list[dict[str, str | float]]:
     return found
 
 
-def installed() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
-
-
-def commit() -> str:
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
-    )
-    return described.stdout.strip() or "unknown"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", nargs="?", type=Path, help="JSON file to write")
@@ -76,7 +59,7 @@ def main() -> int:
         status = run_tests(report)
         cases = outcomes(report)
     hardware = {"gpu": torch.cuda.get_device_name(), "capability": list(torch.cuda.get_device_capability())}
-    result = {"hardware": hardware, "versions": installed(), "commit": commit(), "tests": cases}
+    result = {"hardware": hardware, "versions": versions(), "commit": commit(), "tests": cases}
     print(
         f"\n{hardware['gpu']}, torch {result['versions']['torch']}, transformers {result['versions']['transformers']}"
     )

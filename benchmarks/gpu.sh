@@ -14,5 +14,5 @@ if [ "${2:-suite}" = suite ]; then
     "$python" -m benchmarks.suite --scale gpu --minutes 6 --output "$folder/suite-gpu.json"
 fi
 if [ "${2:-tests}" = tests ]; then
-    "$python" benchmarks/gpu.py "$folder/gpu-tests.json"
+    "$python" -m benchmarks.gpu "$folder/gpu-tests.json"
 fi

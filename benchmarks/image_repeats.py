@@ -3,7 +3,7 @@ Measures the three passes that drop images which repeat in a data set: time, mem
 exactly what a count of all images at once says. A `Counter` of Python, which holds everything in memory, counts a
 tenth of the images for comparison.
 
-    python benchmarks/image_repeats.py --output benchmarks/results/image_repeats.json
+    python -m benchmarks.image_repeats --output benchmarks/results/image_repeats.json
 
 The pages are made up: 10 images each, 70 % of which are on one page only; the others are drawn from a pool with a long
 tail, so that some are on a large part of all pages. Only the addresses are counted; the hashes of the files take the
@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import platform
 import resource
-import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -26,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datatrove.data import Document, Media, MediaType
 
+from benchmarks.measuring import commit, hardware
 from mm1_hf.corpus.bridge import PLACE
 from mm1_hf.corpus.image_steps import address_key, address_keys
 from mm1_hf.corpus.repeats import CountHashes, DropRepeatedImages, FindRepeats
@@ -113,19 +114,6 @@ def disk(folder: str) -> int:
     return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
 
 
-def commit() -> str:
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"],
-        cwd=Path(__file__).parent, capture_output=True, text=True,
-    )  # fmt: skip
-    return described.stdout.strip() or "unknown"
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
@@ -156,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     ours = passes["count hashes"]["processor_seconds"] + passes["find repeats"]["processor_seconds"]
     result = {
         "what": "images that repeat in a data set, found and dropped in three passes with files between them",
-        "hardware": {"cpu": processor(), "cores": os.cpu_count(), "load_before": load},
+        "hardware": {**hardware(torch.device("cpu")), "load_before": load},
         "python": platform.python_version(),
         "numpy": np.__version__,
         "datatrove": version("datatrove"),

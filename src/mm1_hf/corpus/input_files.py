@@ -1,9 +1,11 @@
-"""The files that a run reads."""
+"""The files that a run reads, and the first step of a run that reads them."""
 
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+from mm1_hf.corpus.steps import CountedReader
 from mm1_hf.data.media import local_file
 from mm1_hf.data.wall import require_unicode
 
@@ -76,6 +78,37 @@ def require_inside(file: InputFile) -> None:
     """
     require_unicode(file.path, ascii(file.name))
     local_file(file.path, file.folder)
+
+
+class FileReader(CountedReader):
+    """
+    A reader of files. A task reads whole files, so there should be as many as tasks.
+
+    Args:
+        name: what the step does, in a few words.
+        inputs: files and folders.
+        extensions: extensions that it reads.
+
+    Raises:
+        ValueError: an input does not exist or holds no such file.
+    """
+
+    def __init__(self, name: str, inputs: Sequence[str], extensions: Sequence[str]) -> None:
+        super().__init__(name)
+        require_input(inputs, extensions)
+        self.inputs, self.extensions = tuple(inputs), tuple(extensions)
+
+    def files(self, rank: int, world_size: int) -> Iterator[InputFile]:
+        """
+        The files of one task, counted.
+
+        Args:
+            rank: number of the task.
+            world_size: number of tasks.
+        """
+        for file in islice(input_files(self.inputs, self.extensions), rank, None, world_size):
+            self.stat_update("files read")
+            yield file
 
 
 def _common_folder(inputs: Sequence[str]) -> str:

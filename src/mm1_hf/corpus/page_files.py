@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -14,9 +13,9 @@ from warcio.archiveiterator import ArchiveIterator
 from mm1_hf.corpus.bridge import to_engine
 from mm1_hf.corpus.encodings import decode_page
 from mm1_hf.corpus.html import html_document
-from mm1_hf.corpus.input_files import InputFile, input_files, require_input, require_inside
+from mm1_hf.corpus.input_files import FileReader, InputFile, require_inside
 from mm1_hf.corpus.page_cost import MAX_PAGE_BYTES
-from mm1_hf.corpus.steps import CountedReader
+from mm1_hf.corpus.steps import Found
 from mm1_hf.data.compression import is_broken
 from mm1_hf.data.documents import Unusable
 from mm1_hf.data.raw_records import CORRUPT_FILE, WRONG_LAYOUT
@@ -33,11 +32,8 @@ _PAGE_COLUMNS, _URL_COLUMNS = ("html", "raw_html", "content", "page"), ("url", "
 _PAGES_AT_ONCE = 16
 _PAGE_TYPES = ("text/html", "application/xhtml+xml")
 
-# A document, or an empty one with the reason why there is none.
-Found = EngineDocument | tuple[EngineDocument, Unusable]
 
-
-class ReadPages(CountedReader):
+class ReadPages(FileReader):
     """
     Reads web pages: HTML files, the responses of WARC files, and Parquet files with a column of HTML (`html`, `raw_html`,
     `content` or `page`) and one of the URL (`url`, `uri`, `target_uri` or `warc_target_uri`). A document is the text of the
@@ -54,14 +50,11 @@ class ReadPages(CountedReader):
     """
 
     def __init__(self, inputs: Sequence[str]) -> None:
-        super().__init__("read pages")
-        require_input(inputs, PAGE_FILES)
-        self.inputs = tuple(inputs)
+        super().__init__("read pages", inputs, PAGE_FILES)
 
     def read(self, rank: int, world_size: int) -> Iterator[Found]:
         """The documents of one task."""
-        for file in islice(input_files(self.inputs, PAGE_FILES), rank, None, world_size):
-            self.stat_update("files read")
+        for file in self.files(rank, world_size):
             yield from pages_of(file)
 
 

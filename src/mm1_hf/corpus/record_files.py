@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datatrove.data import Document as EngineDocument
 
 from mm1_hf.corpus.bridge import to_engine
-from mm1_hf.corpus.input_files import InputFile, input_files, require_input, require_inside
-from mm1_hf.corpus.steps import CountedReader
+from mm1_hf.corpus.input_files import FileReader, InputFile, require_inside
+from mm1_hf.corpus.steps import Found
 from mm1_hf.data.archives import read_archives
 from mm1_hf.data.documents import Document, Unusable
 from mm1_hf.data.layouts import LAYOUTS
@@ -29,7 +28,7 @@ RECORD_FILES = (*PARQUET, *LINES, *ARCHIVES)
 _ROWS_AT_ONCE = 16
 
 
-class ReadPairs(CountedReader):
+class ReadPairs(FileReader):
     """
     Reads images with captions: Parquet, JSON lines or WebDataset, in the columns of the layout `caption`. A document has the
     kind `"caption"`, and is named by its file and its number in it. Images stay as they are given: bytes, a path inside of
@@ -47,21 +46,16 @@ class ReadPairs(CountedReader):
     """
 
     def __init__(self, inputs: Sequence[str], image_column: str | None = None, text_column: str | None = None) -> None:
-        super().__init__("read pairs")
-        require_input(inputs, RECORD_FILES)
-        self.inputs = tuple(inputs)
+        super().__init__("read pairs", inputs, RECORD_FILES)
         self.read_record = partial(_pair, image_column=image_column, text_column=text_column)
 
-    def read(self, rank: int, world_size: int) -> Iterator[EngineDocument | tuple[EngineDocument, Unusable]]:
+    def read(self, rank: int, world_size: int) -> Iterator[Found]:
         """The documents of one task."""
-        for file in islice(input_files(self.inputs, RECORD_FILES), rank, None, world_size):
-            self.stat_update("files read")
+        for file in self.files(rank, world_size):
             yield from documents_of(file, self.read_record)
 
 
-def documents_of(
-    file: InputFile, read_record: Callable[[Record, str], Document]
-) -> Iterator[EngineDocument | tuple[EngineDocument, Unusable]]:
+def documents_of(file: InputFile, read_record: Callable[[Record, str], Document]) -> Iterator[Found]:
     """
     The documents of a file of records. What cannot become one is a pair of an empty document and the reason.
 

@@ -27,6 +27,9 @@ DROPPED = "dropped: "
 IMAGE_KEPT = "image kept"
 IMAGE_DROPPED = "image dropped: "
 
+# What a reader finds: a document, or an empty one, which has only an id, with the reason why it cannot be one.
+Found = EngineDocument | tuple[EngineDocument, Unusable]
+
 
 class CountedStep(PipelineStep):
     """
@@ -134,7 +137,7 @@ class CountedReader(CountedStep):
     type = "MM1 reader"
 
     @abstractmethod
-    def read(self, rank: int, world_size: int) -> Iterator[EngineDocument | tuple[EngineDocument, Unusable]]:
+    def read(self, rank: int, world_size: int) -> Iterator[Found]:
         """
         The documents of one task. What cannot become a document is a pair of an empty document, which has only an id, and
         the reason.

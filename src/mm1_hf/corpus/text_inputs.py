@@ -1,18 +1,16 @@
 """Reads texts: web pages without their images, and files of records that have texts."""
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datatrove.data import Document as EngineDocument
 
 from mm1_hf.corpus.bridge import KIND
-from mm1_hf.corpus.input_files import InputFile, input_files, require_input
+from mm1_hf.corpus.input_files import FileReader, InputFile
 from mm1_hf.corpus.page_files import PAGE_FILES, pages_of
 from mm1_hf.corpus.record_files import LINES, PARQUET, documents_of
-from mm1_hf.corpus.steps import CountedReader
-from mm1_hf.data.documents import Document, Unusable
+from mm1_hf.corpus.steps import Found
+from mm1_hf.data.documents import Document
 from mm1_hf.data.layouts import LAYOUTS
 from mm1_hf.data.raw_records import Record, unwrapped
 
@@ -21,7 +19,7 @@ PLAIN = (".txt",)
 TEXT_FILES = (*PAGE_FILES, *LINES, *PLAIN)
 
 
-class ReadTexts(CountedReader):
+class ReadTexts(FileReader):
     """
     Reads texts: HTML and WARC files and Parquet files of pages as [`mm1_hf.corpus.page_files.ReadPages`] does, without the
     images; Parquet files and JSON lines with a column `text`; and text files, each of which is one text.
@@ -36,14 +34,11 @@ class ReadTexts(CountedReader):
     """
 
     def __init__(self, inputs: Sequence[str]) -> None:
-        super().__init__("read texts")
-        require_input(inputs, TEXT_FILES)
-        self.inputs = tuple(inputs)
+        super().__init__("read texts", inputs, TEXT_FILES)
 
-    def read(self, rank: int, world_size: int) -> Iterator[EngineDocument | tuple[EngineDocument, Unusable]]:
+    def read(self, rank: int, world_size: int) -> Iterator[Found]:
         """The documents of one task."""
-        for file in islice(input_files(self.inputs, TEXT_FILES), rank, None, world_size):
-            self.stat_update("files read")
+        for file in self.files(rank, world_size):
             if _holds_records(file):
                 yield from documents_of(file, _text)
             else:

@@ -73,10 +73,10 @@ def teach_words(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / _WARM_UP, 3 * (steps - step) / steps)
     )
+    weight = next(connector.parameters())
     losses = []
     for _ in range(steps):
         chosen = draw.choices(images, k=batch_size)
-        weight = next(connector.parameters())
         tokens = connector(torch.stack([features[image] for image in chosen]).to(weight.device, weight.dtype))
         words = torch.stack([torch.stack(list(described[image])) for image in chosen])
         targets = words.repeat_interleave(tokens.shape[1] // words.shape[1], dim=1).to(tokens)

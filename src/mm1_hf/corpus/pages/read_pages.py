@@ -1,18 +1,17 @@
 """The first step of pages from documents: PDF files, and archives of documents as in PDFA and IDL."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 
 from datatrove.data import Document as EngineDocument
 
-from mm1_hf.corpus.input_files import InputFile, input_files, require_input, require_inside
+from mm1_hf.corpus.input_files import FileReader, InputFile, require_inside
 from mm1_hf.corpus.pages.page import Page
 from mm1_hf.corpus.pages.pdf import PdfReader
 from mm1_hf.corpus.pages.records import page_document
 from mm1_hf.corpus.pages.region_questions import region_questions
 from mm1_hf.corpus.pages.scanned import scanned_pages
 from mm1_hf.corpus.record_files import ARCHIVES
-from mm1_hf.corpus.steps import CountedReader
+from mm1_hf.corpus.steps import Found
 from mm1_hf.data.archives import read_archives
 from mm1_hf.data.documents import Unusable
 from mm1_hf.data.media import NO_IMAGE
@@ -26,7 +25,7 @@ DOCUMENT_FILES = (*PDF, *ARCHIVES)
 _Named = Iterator[tuple[str, Page | Unusable]]
 
 
-class ReadDocumentPages(CountedReader):
+class ReadDocumentPages(FileReader):
     """
     Reads the pages of PDF files with a text layer, and of WebDataset archives of documents: of a sample with `tif` and
     `json` the scanned pages (IDL), and of any other its `pdf` (PDFA). A document is the picture of a page, and its text.
@@ -42,17 +41,14 @@ class ReadDocumentPages(CountedReader):
     """
 
     def __init__(self, inputs: Sequence[str], longest_side: int) -> None:
-        super().__init__("read pages of documents")
-        require_input(inputs, DOCUMENT_FILES)
-        self.inputs = tuple(inputs)
+        super().__init__("read pages of documents", inputs, DOCUMENT_FILES)
         self.longest_side = longest_side
 
-    def read(self, rank: int, world_size: int) -> Iterator[EngineDocument | tuple[EngineDocument, Unusable]]:
+    def read(self, rank: int, world_size: int) -> Iterator[Found]:
         """The pages of one task."""
         form = RegionFormat()
         with PdfReader(self.longest_side) as reader:
-            for file in islice(input_files(self.inputs, DOCUMENT_FILES), rank, None, world_size):
-                self.stat_update("files read")
+            for file in self.files(rank, world_size):
                 for name, page in self._pages(file, reader):
                     if isinstance(page, Unusable):
                         yield EngineDocument("", name), page
