@@ -126,7 +126,7 @@ class _Model:
     def __init__(self, writer: CaptionWriter) -> None:
         name, sees = writer.model, writer.sees
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        # A CPU computes in float32 fastest, whatever the weights are saved in.
+        # Not every CPU has units for the half precision that weights are mostly saved in.
         dtype: Any = torch.float32 if device.type == "cpu" else "auto"
         load: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
         self.model: Any = load.from_pretrained(name, dtype=dtype).to(device).eval()
