@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     quickstart.add_argument(
         "--output", default="quickstart-mm1", metavar="DIR", help="folder for the model and the report"
     )
-    quickstart.add_argument("--steps", type=_positive, default=452, metavar="N", help="training steps (default: 452)")
+    quickstart.add_argument("--steps", type=_positive, default=200, metavar="N", help="training steps (default: 200)")
     quickstart.add_argument(
         "--questions",
         type=_positive,

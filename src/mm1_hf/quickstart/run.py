@@ -46,7 +46,7 @@ _CONNECTOR: dict[str, Any] = {"num_tokens": 16, "hidden_size": 512}
 _EXAMPLES = 24
 _QUESTIONS_AT_ONCE = 64
 # Steps on words alone, as a share of the steps with the decoder, which come after them.
-_WORD_STEPS = 0.25
+_WORD_STEPS = 0.6
 # Share of the steps and number of pictures per batch of each lesson.
 _LESSONS: dict[Lesson, tuple[float, int]] = {"compare": (0.5, 6), "all": (0.5, 4)}
 
