@@ -28,8 +28,8 @@ from mm1_hf.training.trainer import MM1Trainer
 
 Batch = list[tuple[Picture, list[Question]]]
 
-# The connector is new, so its learning rate is high. The decoder's is the same, because the connector has learned the
-# pictures' words before: at half of it, so few steps did not teach the decoder to answer yes/no questions.
+# The connector is new, so its learning rate is high. The decoder's is the same: the connector has learned the pictures'
+# words before, so the decoder need not wait until its tokens tell something about the image.
 _CONNECTOR_LEARNING_RATE = 1e-3
 _ANY_LENGTH = 1 << 20
 
